@@ -1,0 +1,248 @@
+"""What the telemetry saw of what was really done: Truth against sightings, field by field. Pure.
+
+A truth and a sighting are of one flow if protocol and 5-tuple agree and the sighting falls near the truth in time
+(ports recur). For ICMP the source port is the echo identifier and the other port is 0. It does not matter which end
+or which point in between saw it: a flow is seen if anyone saw it, a field is right if any sighting of it is right.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address
+from itertools import combinations
+
+from lab.model import Sighting, Topology, Truth
+
+FIELDS = ("flow", "process", "user", "bytes", "verdict")
+# Conntrack writes a flow's end up to two minutes late in its default set-up; arms that use it set timeouts of seconds.
+SLACK_S = 30.0
+HEADER_BYTES = 120  # the most that headers add to one packet: IPv6 40 + TCP 60, Ethernet 14 + VLAN 4, rounded up
+SEGMENT_BYTES = 1200  # payload per packet at the least on a path of MTU 1280 or more, when only bytes are known
+HANDSHAKE_PACKETS = 16  # SYN, FIN, ACKs and a few retransmissions of them
+_ICMP = frozenset({"icmp", "icmpv6", "icmp6", "ipv6-icmp", "1", "58"})
+
+Key = tuple[str, str, int, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """The share of `n` truths for which the field was right; None where the field applies to none of them."""
+
+    recall: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Visibility:
+    """Recall by field, in all and by class of flow; `wrong`: truths with the field reported, never rightly.
+
+    `blind_spots` says it in words. `unmatchable` truths got no port at all and count nowhere. `unexplained` sightings
+    belong to no truth (the lab's own control, or noise).
+    """
+
+    fields: Mapping[str, Recall]
+    by_class: Mapping[str, Mapping[str, Recall]]
+    wrong: Mapping[str, int]
+    blind_spots: tuple[str, ...]
+    unmatchable: int
+    unexplained: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One truth and, by field, whether it was right (True), reported wrong or missed (False), not applicable (None)."""
+
+    truth: Truth
+    sightings: tuple[Sighting, ...]
+    right: Mapping[str, bool | None]
+
+
+def visibility(truths: Iterable[Truth], sightings: Iterable[Sighting], topology: Topology,
+               slack_s: float = SLACK_S) -> Visibility:
+    """Recall of every field over these truths. An arm without telemetry gives no sightings and gets 0, not None."""
+    made = list(truths)
+    usable = [t for t in made if t.sport or t.proto == "icmp"]
+    found, unexplained = match(usable, sightings, slack_s)
+    groups: dict[str, list[Match]] = defaultdict(list)
+    for one in found:
+        for name in classes(one.truth, topology):
+            groups[name].append(one)
+    by_class = {name: _recalls(members) for name, members in sorted(groups.items())}
+    return Visibility(_recalls(found), by_class, {field: _wrong(found, field) for field in FIELDS[1:]},
+                      _blind_spots(found, groups), len(made) - len(usable), unexplained)
+
+
+def classes(truth: Truth, topology: Topology) -> tuple[str, ...]:
+    """The classes a truth belongs to, one of each dimension: where it ran, protocol, whether it passed, its kind."""
+    source, target = topology.hosts.get(truth.source), topology.hosts.get(truth.target)
+    if truth.source == truth.target:
+        place = "within one host"
+    elif source is not None and target is not None and source.segment == target.segment:
+        place = "within one segment"
+    else:
+        place = "across segments"
+    return place, truth.proto, "passed" if passed(truth) else "denied", f"kind {truth.kind}"
+
+
+def passed(truth: Truth) -> bool:
+    """Whether the flow got through, in the sense of a leak: open, or it arrived."""
+    return truth.arrived or truth.outcome == "OPEN"
+
+
+# --- matching ---------------------------------------------------------------------------------
+
+
+def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float = SLACK_S) -> tuple[list[Match], int]:
+    """Each truth with its sightings, in the order of the truths; and how many sightings belong to none.
+
+    A sighting goes to the truth of its key that is nearest in time, if that is within `slack_s` of its interval.
+    """
+    by_key: dict[Key, list[int]] = defaultdict(list)
+    for index in sorted(range(len(truths)), key=lambda i: truths[i].start):
+        by_key[_truth_key(truths[index])].append(index)
+    starts = {key: [truths[i].start for i in indexes] for key, indexes in by_key.items() if len(indexes) > 1}
+    assigned: dict[int, list[Sighting]] = defaultdict(list)
+    unexplained = 0
+    for sighting in sightings:
+        key = _sighting_key(sighting)
+        at = _nearest(sighting.time, by_key.get(key, ()), starts.get(key), truths, slack_s)
+        if at is None:
+            unexplained += 1
+        else:
+            assigned[at].append(sighting)
+    return [_judge(truth, tuple(assigned.get(i, ()))) for i, truth in enumerate(truths)], unexplained
+
+
+def _nearest(time: float, indexes: Sequence[int], starts: Sequence[float] | None, truths: Sequence[Truth],
+             slack_s: float) -> int | None:
+    """Which truth (index) of one key is nearest; `starts`, in order, where there are several to search."""
+    if starts is not None:
+        at = bisect_right(starts, time)
+        indexes = indexes[max(0, at - 1): at + 1]
+    best = min(indexes, key=lambda i: _distance(time, truths[i]), default=None)
+    return best if best is not None and _distance(time, truths[best]) <= slack_s else None
+
+
+def _distance(time: float, truth: Truth) -> float:
+    return max(truth.start - time, time - truth.end, 0.0)
+
+
+def _truth_key(truth: Truth) -> Key:
+    return (truth.proto, _address(truth.source_address), truth.sport, _address(truth.target_address), truth.dport)
+
+
+def _sighting_key(sighting: Sighting) -> Key:
+    proto = sighting.proto.lower()
+    if proto in _ICMP:
+        return "icmp", _address(sighting.source), sighting.sport, _address(sighting.target), 0
+    return proto, _address(sighting.source), sighting.sport, _address(sighting.target), sighting.dport
+
+
+@lru_cache(maxsize=65536)
+def _address(text: str) -> str:
+    """One spelling for one address: dialects write IPv6 in full or short."""
+    return str(ip_address(text)) if ":" in text else text
+
+
+# --- judging ----------------------------------------------------------------------------------
+
+
+def _judge(truth: Truth, sightings: tuple[Sighting, ...]) -> Match:
+    through = passed(truth)
+    right: dict[str, bool | None] = {
+        "flow": bool(sightings),
+        "process": any(s.process == truth.path for s in sightings),
+        "user": any(s.user == truth.user for s in sightings),
+        "verdict": any(_verdict_right(s, through) for s in sightings),
+        "bytes": any(bytes_right(truth.bytes, s) for s in sightings) if through and truth.bytes else None,
+    }
+    return Match(truth, sightings, right)
+
+
+def _verdict_right(sighting: Sighting, through: bool) -> bool:
+    """A monitor's would-deny is about a flow that passed."""
+    return sighting.verdict in (("allow", "would-deny") if through else ("deny",))
+
+
+def bytes_right(payload: int, sighting: Sighting) -> bool:
+    """Whether the count is physically possible: at least the payload, at most the payload and all packets' headers.
+
+    Dialects count payload, IP bytes or frames; all lie between. Where the packets are unknown, the most that such a
+    payload needs is taken.
+    """
+    if sighting.bytes is None:
+        return False
+    packets = sighting.packets
+    if packets is None:
+        packets = HANDSHAKE_PACKETS + 2 * -(-payload // SEGMENT_BYTES)
+    return payload <= sighting.bytes <= payload + HEADER_BYTES * packets
+
+
+def _recalls(matches: Sequence[Match]) -> dict[str, Recall]:
+    return {field: _recall(matches, field) for field in FIELDS}
+
+
+def _recall(matches: Sequence[Match], field: str) -> Recall:
+    judged = [m.right[field] for m in matches if m.right[field] is not None]
+    return Recall(sum(map(bool, judged)) / len(judged) if judged else None, len(judged))
+
+
+def _wrong(matches: Sequence[Match], field: str) -> int:
+    """Truths for which something was reported in this field and none of it was right."""
+    return sum(m.right[field] is False and any(getattr(s, field) is not None for s in m.sightings) for m in matches)
+
+
+# --- in words ---------------------------------------------------------------------------------
+
+_WORDS = {"icmp": "over ICMP", "udp": "over UDP", "tcp": "over TCP", "denied": "that were denied",
+          "passed": "that got through", "within one host": "between processes of one host",
+          "within one segment": "between hosts of one segment", "across segments": "between segments"}
+_MISSED = {"process": "name the process of", "user": "name the user of", "bytes": "count the bytes of",
+           "verdict": "say the verdict of"}
+
+
+def _blind_spots(matches: Sequence[Match], groups: Mapping[str, Sequence[Match]]) -> tuple[str, ...]:
+    """What was missed, in words with counts: classes never seen, other flows not seen, fields not or wrongly told."""
+    seen = [m for m in matches if m.sightings]
+    if not matches:
+        return ()
+    if not seen:
+        return (f"did not see {len(matches)} of {len(matches)} flows",)
+    members = {name: {id(m) for m in groups.get(name, ())} for name in _WORDS}
+    return (*_unseen(members, {id(m) for m in seen}), *_field_spots(seen))
+
+
+def _unseen(members: Mapping[str, set[int]], seen: set[int]) -> list[str]:
+    """Classes, and crossings of two, of which nothing was seen, the largest first; then what that leaves, by place."""
+    crossings = {name: set(flows) for name, flows in members.items()}
+    for one, two in combinations(members, 2):
+        crossings[f"{one}\n{two}"] = members[one] & members[two]
+    blind = {name: flows for name, flows in crossings.items() if flows and not flows & seen}
+    explained: set[int] = set()
+    spots = []
+    for name, flows in sorted(blind.items(), key=lambda item: -len(item[1])):
+        if flows - explained:
+            words = " ".join(_WORDS[part] for part in reversed(name.split("\n")))
+            spots.append(f"did not see {len(flows)} of {len(flows)} flows {words}")
+            explained |= flows
+    for place in ("within one host", "within one segment", "across segments"):
+        left = members[place] - explained
+        if missed := len(left - seen):
+            spots.append(f"did not see {missed} of {len(left)} {'other ' if explained else ''}flows {_WORDS[place]}")
+    return spots
+
+
+def _field_spots(seen: Sequence[Match]) -> list[str]:
+    """Fields that were not told, or told wrongly, of flows that were seen."""
+    spots = []
+    for field, words in _MISSED.items():
+        judged = [m for m in seen if m.right[field] is not None]
+        missed = sum(m.right[field] is False for m in judged)
+        if missed:
+            rightly = "rightly " if _wrong(seen, field) else ""
+            spots.append(f"did not {rightly}{words} {missed} of {len(judged)} flows that it saw")
+    return spots

@@ -1,0 +1,126 @@
+"""One arm's once-per-run part: deployed, then asked everything that is not a cost. All of it raw, nothing judged."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lab.backends.base import Enforcement, Installed, Testbed
+from lab.hosts.attempts import Actor
+from lab.model import Enforcer, Flow, Native, Point, Scenario, Sighting, Truth
+
+from bench.instruments import attack as attacker
+from bench.instruments import probe as prober
+from bench.instruments.attack import Campaign
+from bench.instruments.probe import Probed
+from bench.instruments.traffic import Traffic, TrafficWindow
+from bench.store import ResultStore
+
+
+@dataclass(slots=True)
+class Arm:
+    """An arm of the experiment: its enforcer, what it compiled to, and its place on the testbed."""
+
+    name: str
+    enforcer: Enforcer
+    native: Native
+    enforcement: Enforcement
+    unsupported: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRecord:
+    """All that happened under one arm outside the cost blocks."""
+
+    installed: Installed
+    matrix: Probed
+    campaign: Campaign | None
+    traffic: TrafficWindow | None
+    replayed: Probed
+    truths: tuple[Truth, ...]
+    sightings: tuple[Sighting, ...]
+    notes: tuple[str, ...]
+    daemon_rss_bytes: dict[str, int]
+    daemon_cpu_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to ask of every arm alike."""
+
+    scenario: Scenario
+    flows: Sequence[Flow]
+    replay: Sequence[Flow]
+    traffic_s: float
+
+
+def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, store: ResultStore,
+            say: Callable[[str], None]) -> ArmRecord:
+    """Deploy `arm`, run matrix, attack, traffic and replay under it, collect its telemetry, take it away."""
+    topology, seed = plan.scenario.topology, plan.scenario.seed
+    before = testbed.usage(memory=False)
+    deployment = arm.enforcer.render(arm.native, topology)
+    installed = arm.enforcement.install(arm.native, deployment)
+    try:
+        testbed.services.drain_events()
+        say("matrix")
+        matrix = prober.probe(testbed.services, prober.shuffled(plan.flows, seed), topology)
+        store.append("observations", matrix.observations, arm=arm.name, phase="matrix")
+        campaign = None
+        if plan.scenario.attack:
+            say("attack")
+            campaign = attacker.run(testbed.services, plan.scenario.attack, topology, seed)
+            store.append("attack", campaign.steps, arm=arm.name)
+            store.append("observations", campaign.observations, arm=arm.name, phase="attack")
+        window = None
+        if traffic and plan.scenario.traffic:
+            say("traffic")
+            window = traffic.run(plan.scenario.traffic.rate, plan.traffic_s)
+        replayed = Probed((), ())
+        if plan.replay:
+            say("replay")
+            replayed = prober.probe(testbed.services, plan.replay, topology, kind="replay")
+            store.append("observations", replayed.observations, arm=arm.name, phase="replay")
+        calls = call_truths(testbed.services.drain_events(), plan.scenario)
+        truths = (*matrix.truths, *(campaign.truths if campaign else ()), *(window.truths if window else ()),
+                  *replayed.truths, *calls)
+        store.append("truth", truths, arm=arm.name)
+        say("telemetry")
+        sightings, notes = sighted(arm, store)
+        after = testbed.usage()
+    finally:
+        arm.enforcement.down()
+    cpu = {host: spent - before.daemon_cpu_s.get(host, 0.0) for host, spent in after.daemon_cpu_s.items()}
+    return ArmRecord(installed, matrix, campaign, window, replayed, truths, sightings, notes,
+                     dict(after.daemon_rss_bytes), cpu)
+
+
+def sighted(arm: Arm, store: ResultStore) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
+    """What the arm's telemetry says, in the one shape, and whatever it says of its own losses (header lines)."""
+    collected = arm.enforcement.collect()
+    sightings = tuple(itertools.chain.from_iterable(
+        arm.enforcer.sightings(point, lines) for point, lines in collected.items()))
+    store.append("sightings", sightings, arm=arm.name)
+    notes = tuple(note for point, lines in collected.items() for note in _headers(point, lines))
+    store.append("telemetry-notes", [{"note": note} for note in notes], arm=arm.name)
+    return sightings, notes
+
+
+def _headers(point: Point, lines: Sequence[bytes]) -> list[str]:
+    return [f"{point.host}: {line.decode(errors='replace')}" for line in lines if b'"header"' in line[:40]]
+
+
+def call_truths(events: Sequence[tuple[Actor, tuple[str, ...]]], scenario: Scenario) -> tuple[Truth, ...]:
+    """The calls that services made of each other while serving (events `c`), as Truth."""
+    topology = scenario.topology
+    by_address = {host.address(family): host.name for host in topology.hosts.values() for family in (4, 6)}
+    truths = []
+    for actor, event in events:
+        if event[0] != "c":
+            continue
+        _c, outcome, _errno, _family, laddr, sport, daddr, dport, start, _connect, end, size = event
+        truths.append(Truth("call", actor.host, actor.process, topology.processes[actor.process].path, actor.user,
+                            by_address.get(daddr, daddr), "tcp", laddr, int(sport), daddr, int(dport),
+                            int(start) / 1e9, int(end) / 1e9, int(size), outcome, outcome == "OPEN"))
+    return tuple(truths)

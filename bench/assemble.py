@@ -1,0 +1,190 @@
+"""From what was collected to the summary: the only place where raw data meets the analysis. Pure but for the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+
+from lab.model import Flow, Observation, Outcome
+from lab.policy_sets import Oracle
+
+from bench.analysis import matrices, reach, stats
+from bench.analysis.visibility import visibility
+from bench.arms import Arm, ArmRecord
+from bench.blocks import AA
+from bench.experiment import BASELINE, Collected
+from bench.report import summary as report
+from bench.report.summary import FIGURES, FigureName, Summary
+
+Blocks = Sequence[float | None]
+
+
+def summary(collected: Collected) -> Summary:
+    """The summary of a run, whole or interrupted."""
+    took = time.monotonic() - collected.begun
+    intended = _verdicts(collected)
+    ran = {name: _arm(collected, name, record, intended) for name, record in collected.records.items()}
+    refused = {name: report.Arm(unsupported=reason) for name, reason in collected.unsupported.items()}
+    again, base = ({f: _blocks(collected, name, f) for f in FIGURES} for name in (AA, BASELINE))
+    return Summary(
+        labctl=version("microseg-labctl"), scenario=collected.scenario.name, seed=collected.scenario.seed,
+        started=(datetime.now(UTC) - timedelta(seconds=took)).isoformat(timespec="seconds"), duration_s=took,
+        quick=collected.options.quick, interrupted=collected.interrupted, invalid=tuple(_invalid(collected)),
+        blocks=len({cell.block for cell in collected.cells}),
+        arms={name: (ran | refused)[name] for name in collected.enforcers if name in ran | refused},
+        aa=report.aa(base, again) if collected.cells else report.AA(),
+        mde={f: stats.mde(again[f], base[f]) for f in FIGURES} if collected.cells else {},
+        environment=collected.environment, notes=tuple(_notes(collected)))
+
+
+def exit_status(found: Summary) -> int:
+    """130 interrupted, 4 invalid, 1 a defect, else 0: the gravest for whoever relies on the figures comes first."""
+    if found.interrupted:
+        return 130
+    if found.invalid:
+        return 4
+    return 1 if any(arm.defects for arm in found.arms.values()) else 0
+
+
+def _verdicts(collected: Collected) -> list[bool]:
+    scenario = collected.scenario
+    return [v.allow for v in Oracle(scenario.policy, scenario.topology).verdicts(collected.selection.flows)]
+
+
+def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[bool]) -> report.Arm:
+    arm, topology = collected.arms[name], collected.scenario.topology
+    matrix = _matrix(collected, arm, record, intended)
+    seen = visibility(record.truths, record.sightings, topology)
+    gaps = matrices.gap_classes(matrix.rows, topology, arm.native.approximations)
+    return report.Arm(
+        **report.verdicts(matrix), findings=tuple(_findings(matrix)), gap_classes=report.gap_classes(gaps),
+        cost=_cost(collected, name), verified=_verified(collected, name),
+        visibility=report.recalls(seen), blind_spots=seen.blind_spots,
+        attack=_attack(collected, record), unforeseen=_replayed(collected, record, foreseen=False),
+        foreseen=_replayed(collected, record, foreseen=True), policy=_policy(arm),
+        deploy=report.Deploy(seconds=record.installed.seconds,
+                             bytes_per_host=record.installed.bytes_per_host if record.installed.points else None),
+        footprint=_footprint(collected, record))
+
+
+def _matrix(collected: Collected, arm: Arm, record: ArmRecord, intended: Sequence[bool]) -> matrices.Matrix:
+    topology, flows = collected.scenario.topology, collected.selection.flows
+    effective = Oracle(arm.native.effective, topology).verdicts(flows)
+    covered = [arm.enforcer.covers(flow, topology) for flow in flows]
+    expected = [verdict.allow or not claims for verdict, claims in zip(effective, covered, strict=True)]
+    return matrices.matrix(flows, intended=intended, expected=expected, covered=covered,
+                           observed=_by_flow(record.matrix.observations),
+                           baseline=_by_flow(collected.records[BASELINE].matrix.observations), topology=topology)
+
+
+def _by_flow(observations: Sequence[Observation]) -> dict[Flow, Observation]:
+    return {o.flow: o for o in observations}
+
+
+def _findings(matrix: matrices.Matrix, most: int = 20) -> list[str]:
+    """The first defects and inconclusive flows, in words, so that the summary says what to look at."""
+    wanted = [row for row in matrix.rows if row.defect] + [row for row in matrix.rows if row.inconclusive]
+    return [f"{row.finding}: {row.flow}: expected {'allow' if row.expected else 'deny'}, "
+            f"observed {row.observed.outcome if row.observed else 'nothing'}"
+            f"{', arrived' if row.observed and row.observed.arrived else ''}" for row in wanted[:most]]
+
+
+def _cost(collected: Collected, name: str) -> dict[FigureName, report.Figure]:
+    """Every figure of one arm against the baseline of the same blocks; the baseline's own are 1 by definition."""
+    if not collected.cells:
+        return {}
+    return {f: report.figure(_blocks(collected, name, f), _blocks(collected, BASELINE, f)) for f in FIGURES}
+
+
+def _verified(collected: Collected, name: str) -> report.Verified | None:
+    cells = [cell for cell in collected.cells if cell.arm == name]
+    return report.Verified(n=sum(c.verified for c in cells), wrong=sum(c.contradicted for c in cells)) if cells else None
+
+
+def _blocks(collected: Collected, name: str, figure: str) -> Blocks:
+    """One value a block in block order, None where it was not measured or its policy was not in force."""
+    found = {cell.block: cell.figures.get(figure) for cell in collected.cells if cell.arm == name and not cell.invalid}
+    return [found.get(block) for block in sorted({cell.block for cell in collected.cells})]
+
+
+def _attack(collected: Collected, record: ArmRecord) -> report.Attack | None:
+    attack, campaign = collected.scenario.attack, record.campaign
+    if attack is None or campaign is None:
+        return None
+    hosts = collected.scenario.topology.hosts
+    return report.Attack(
+        reached=campaign.reached, time_to_goal_s=campaign.time_to_goal_s, taken=campaign.taken,
+        blast_radius=reach.blast_radius(campaign.taken, hosts, attack.foothold_host),
+        blast_radius_by_process=reach.blast_radius(campaign.by_process, hosts, attack.foothold_host),
+        attempts=campaign.attempts)
+
+
+def _disagreement(collected: Collected, name: str, record: ArmRecord) -> list[str]:
+    """Hosts that were taken though the matrix says they are out of reach: probe and attack must not disagree."""
+    attack, campaign = collected.scenario.attack, record.campaign
+    if attack is None or campaign is None or collected.selection.sampled:
+        return []
+    walked = reach.reachable(record.matrix.observations, collected.scenario.topology, attack.foothold_host,
+                             attack.foothold_process)
+    odd = sorted(set(campaign.taken) - set(walked.hosts) - {attack.foothold_host})
+    return [f"{name}: the attacker took {', '.join(odd)}, which the matrix has out of reach"] if odd else []
+
+
+def _replayed(collected: Collected, record: ArmRecord, *, foreseen: bool) -> report.Unforeseen | None:
+    """Of the recorded legitimate flows, those that the policy was (not) learnt from: how many the arm broke."""
+    wanted = {r.flow for r in collected.scenario.replay if r.foreseen is foreseen}
+    if not record.replayed.observations:
+        return None
+    baseline = _by_flow(collected.records[BASELINE].replayed.observations)
+    judged = [o for o in record.replayed.observations
+              if o.flow in wanted and baseline[o.flow].outcome is Outcome.OPEN]
+    broken = sum(o.outcome is not Outcome.OPEN for o in judged)
+    return report.Unforeseen(n=len(judged), broken=broken, share=broken / len(judged) if judged else None)
+
+
+def _policy(arm: Arm) -> report.Policy:
+    kinds = [a.kind for a in arm.native.approximations]
+    return report.Policy(native_rules=arm.native.count, widened=kinds.count("widened"),
+                         narrowed=kinds.count("narrowed"), omitted=kinds.count("omitted"))
+
+
+def _footprint(collected: Collected, record: ArmRecord) -> report.Footprint | None:
+    """What the arm itself used while it was examined: beside hosts (memory: the mean of those it is on), and off them."""
+    if not record.daemon_cpu_s:
+        return None
+    router = collected.scenario.topology.router
+    rss = [size for host, size in record.daemon_rss_bytes.items() if host != router and size]
+    return report.Footprint(
+        host_rss_bytes=sum(rss) / len(rss) if rss else None,
+        host_cpu_s=sum(spent for host, spent in record.daemon_cpu_s.items() if host != router),
+        off_host_cpu_s=record.daemon_cpu_s.get(router, 0.0))
+
+
+def _notes(collected: Collected) -> list[str]:
+    notes = []
+    if collected.measured:
+        notes.append(f"costs were taken along {collected.measured}")
+    if collected.selection.sampled:
+        notes.append(f"the matrix is a seeded, stratified sample: {len(collected.selection.flows)} of "
+                     f"{collected.selection.total} flows")
+    if collected.scenario.traffic is None:
+        notes.append("the scenario has no traffic: application latency was not measured")
+    return notes + [f"invented: {text}" for text in collected.scenario.invented]
+
+
+def _invalid(collected: Collected) -> list[str]:
+    """Why figures of this run must not be used; a whole run needs more than a stray block to be invalid."""
+    cells = collected.cells
+    spoilt: Mapping[str, int] = {name: sum(1 for c in cells if c.arm == name and c.invalid)
+                                 for name in {c.arm for c in cells}}
+    blocks = len({c.block for c in cells})
+    found = [f"{name}: {bad} of {blocks} blocks do not count, first: {_first_reason(collected, name)}"
+             for name, bad in sorted(spoilt.items()) if bad * 2 > blocks]
+    odd = [text for name, record in collected.records.items() for text in _disagreement(collected, name, record)]
+    return [*collected.invalid, *found, *odd]
+
+
+def _first_reason(collected: Collected, name: str) -> str:
+    return next(cell.invalid[0] for cell in collected.cells if cell.arm == name and cell.invalid)

@@ -1,0 +1,126 @@
+"""The experiment: control first, every arm examined once, then cost blocks. Collects raw data; judges nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab import features
+from lab.backends.base import Testbed
+from lab.model import Enforcer, Flow, Outcome, Scenario
+from lab.policy_sets import Oracle
+
+from bench import arms, blocks
+from bench.arms import Arm, ArmRecord
+from bench.blocks import Cell
+from bench.instruments.traffic import Traffic
+from bench.selection import Selection
+from bench.store import ResultStore
+
+BASELINE = "none"
+DEFAULT_BLOCKS, QUICK_BLOCKS = 8, 3
+DEFAULT_WINDOW_S, QUICK_WINDOW_S = 0.5, 0.3
+TRAFFIC_S, QUICK_TRAFFIC_S = 4.0, 2.0
+REPLAY_LIMIT = 20_000
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run was asked for. `blocks` None means the default."""
+
+    arms: tuple[str, ...] | None = None
+    quick: bool = False
+    as_json: bool = False
+    results: Path = Path("results")
+    blocks: int | None = None
+    seed: int | None = None
+
+    @property
+    def block_count(self) -> int:
+        return self.blocks if self.blocks is not None else QUICK_BLOCKS if self.quick else DEFAULT_BLOCKS
+
+
+@dataclass(slots=True)
+class Collected:
+    """All that a run learnt so far; whole or not, it can be summed up."""
+
+    scenario: Scenario
+    options: Options
+    selection: Selection
+    enforcers: Mapping[str, Enforcer]
+    unsupported: dict[str, str] = field(default_factory=dict)
+    arms: dict[str, Arm] = field(default_factory=dict)
+    records: dict[str, ArmRecord] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    environment: dict[str, object] = field(default_factory=dict)
+    measured: Flow | None = None
+    invalid: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    begun: float = field(default_factory=time.monotonic)
+
+
+def execute(collected: Collected, testbed: Testbed, traffic: Traffic | None, store: ResultStore, say: Say) -> None:
+    """Fill `collected`. An interrupt keeps what was measured and is marked; whatever else goes wrong is raised."""
+    try:
+        _prepare(collected, testbed)
+        _examine_all(collected, testbed, traffic, store, say)
+        _take_costs(collected, testbed, traffic, store, say)
+    except KeyboardInterrupt:
+        collected.interrupted = True
+
+
+def _prepare(collected: Collected, testbed: Testbed) -> None:
+    """Compile every arm that this machine supports."""
+    topology = collected.scenario.topology
+    for name, enforcer in collected.enforcers.items():
+        reason = features.missing(enforcer.needs())
+        if reason:
+            collected.unsupported[name] = reason
+            continue
+        native = enforcer.compile(collected.scenario.policy, topology)
+        place = testbed.enforcement(name, lambda flow, e=enforcer: e.covers(flow, topology))  # type: ignore[misc]
+        collected.arms[name] = Arm(name, enforcer, native, place)
+
+
+def _examine_all(collected: Collected, testbed: Testbed, traffic: Traffic | None, store: ResultStore,
+                 say: Say) -> None:
+    scenario = collected.scenario
+    replay = tuple(r.flow for r in scenario.replay)[:REPLAY_LIMIT]
+    plan = arms.Plan(scenario, collected.selection.flows, replay,
+                     QUICK_TRAFFIC_S if collected.options.quick else TRAFFIC_S)
+    for name, arm in collected.arms.items():  # the baseline is first: it is the positive control of all others
+        collected.records[name] = arms.examine(arm, plan, testbed, traffic, store, lambda s, n=name: say(f"{n}: {s}"))  # type: ignore[misc]
+
+
+def _take_costs(collected: Collected, testbed: Testbed, traffic: Traffic | None, store: ResultStore,
+                say: Say) -> None:
+    scenario, options = collected.scenario, collected.options
+    intended = dict(zip(collected.selection.flows, Oracle(scenario.policy, scenario.topology).verdicts(
+        collected.selection.flows), strict=True))
+    everywhere = _open_everywhere(collected)
+    collected.measured = blocks.pick_flow(
+        collected.selection.flows, lambda f: intended[f].allow and f in everywhere, scenario.topology)
+    if collected.measured is None or options.block_count == 0:
+        if collected.measured is None and options.block_count:
+            collected.invalid.append("no costs: no declared TCP flow between two hosts is open under every arm")
+        return
+    plan = blocks.CostPlan(collected.measured, QUICK_WINDOW_S if options.quick else DEFAULT_WINDOW_S,
+                           scenario.traffic.rate if scenario.traffic else 0.0, options.block_count, scenario.seed)
+    checks = {name: _check(record, scenario.seed) for name, record in collected.records.items()}
+    blocks.run_blocks(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.cells)
+
+
+def _open_everywhere(collected: Collected) -> set[Flow]:
+    opened = [{o.flow for o in record.matrix.observations if o.outcome is Outcome.OPEN}
+              for record in collected.records.values()]
+    return set.intersection(*opened) if opened else set()
+
+
+def _check(record: ArmRecord, seed: int) -> blocks.Check:
+    seen = {o.flow: o for o in record.matrix.observations}
+    return blocks.make_check(
+        sorted(seen), lambda f: seen[f].outcome is Outcome.OPEN,
+        lambda f: seen[f].outcome is not Outcome.OPEN and not seen[f].arrived, seed)

@@ -1,0 +1,130 @@
+"""The attacker: from a foothold, scan, take what is reachable and vulnerable, act from there, until nothing is left.
+
+It acts through the process it has taken and through a binary it dropped beside it (the host's undeclared executable,
+under user nobody). Both use real packets; both are scored, apart. What it is given: the addresses of the scenario's
+hosts and the TCP ports that are offered on each; everything else it must find by connecting.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lab.backends.base import Services
+from lab.hosts.attempts import Actor, Attempt, Attempted
+from lab.model import STRANGER, Attack, Flow, Observation, Topology, Truth
+
+from bench.instruments.probe import observation, truth
+
+SCAN_TIMEOUT_S = 0.8
+DROPPED_USER = "nobody"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One host taken: from where, through the taken `process` or the dropped `binary`, and when (seconds from start)."""
+
+    source: str
+    target: str
+    process: str
+    port: int
+    channel: str
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """What one foothold led to. `by_process` counts hosts taken with no dropped binary anywhere on the way."""
+
+    steps: tuple[Step, ...]
+    taken: tuple[str, ...]
+    by_process: tuple[str, ...]
+    reached: bool
+    time_to_goal_s: float | None
+    attempts: int
+    observations: tuple[Observation, ...]
+    truths: tuple[Truth, ...]
+
+
+def run(services: Services, attack: Attack, topology: Topology, seed: int) -> Campaign:
+    """One campaign, breadth first, to the end (not only to the goal: the blast radius is asked for too)."""
+    return _Attacker(services, attack, topology, seed).run()
+
+
+class _Attacker:
+    def __init__(self, services: Services, attack: Attack, topology: Topology, seed: int) -> None:
+        self.services, self.attack, self.topology = services, attack, topology
+        self.rng = random.Random(seed)
+        self.steps: list[Step] = []
+        self.observations: list[Observation] = []
+        self.truths: list[Truth] = []
+        self.begin = time.monotonic()
+
+    def run(self) -> Campaign:
+        start = (self.attack.foothold_host, self.attack.foothold_process)
+        taken, pure = {start[0]: start[1]}, {start[0]}
+        frontier = [start]
+        while frontier:
+            host, process = frontier.pop(0)
+            for step in self._act(host, process, taken, pure):
+                if step.target not in taken:
+                    taken[step.target] = step.process
+                    frontier.append((step.target, step.process))
+                if step.channel == "process" and host in pure:
+                    pure.add(step.target)
+                self.steps.append(step)
+        goal = [s.after_s for s in self.steps if s.target in self.attack.goals]
+        return Campaign(tuple(self.steps), tuple(taken), tuple(sorted(pure)), bool(goal), min(goal, default=None),
+                        len(self.observations), tuple(self.observations), tuple(self.truths))
+
+    def _act(self, host: str, process: str, taken: dict[str, str], pure: set[str]) -> list[Step]:
+        """Scan from one position through both channels at once, then try the exploit on every port found open.
+
+        The process also tries hosts that so far only a binary took: the channels are compared, so neither is skipped.
+        """
+        known = {"process": set(taken) & pure, "binary": set(taken)}
+        plan = [(channel, flow) for channel in ("process", "binary")
+                for flow in self._targets(self._actor(host, process, channel)) if flow.target not in known[channel]]
+        self.rng.shuffle(plan)
+        flows = [flow for _channel, flow in plan]
+        got = self.services.probe([self._attempt(flow) for flow in flows], SCAN_TIMEOUT_S)
+        self._keep(flows, got)
+        steps, done = [], set()
+        for (channel, flow), seen in zip(plan, got, strict=True):
+            if seen.outcome == "OPEN" and (channel, flow.target) not in done:
+                step = self._exploit(flow, channel)
+                if step:
+                    steps.append(step)
+                    done.add((channel, flow.target))
+        return steps
+
+    def _actor(self, host: str, process: str, channel: str) -> Actor:
+        if channel == "binary":
+            return Actor(host, STRANGER, DROPPED_USER)
+        return Actor(host, process, self.topology.processes[process].user)
+
+    def _targets(self, actor: Actor) -> list[Flow]:
+        return [Flow(actor.host, actor.process, actor.user, host.name, name, "tcp", port, 4)
+                for host in self.topology.hosts.values() if host.name != actor.host
+                for name in host.runs for service in self.topology.processes[name].listens if service.proto == "tcp"
+                for port in range(service.low, service.high + 1)]
+
+    def _attempt(self, flow: Flow) -> Attempt:
+        actor = Actor(flow.source, flow.process, flow.user)
+        return Attempt(actor, "tcp", 4, self.topology.hosts[flow.target].v4, flow.port)
+
+    def _exploit(self, flow: Flow, channel: str) -> Step | None:
+        actor = Actor(flow.source, flow.process, flow.user)
+        address = self.topology.hosts[flow.target].v4
+        got = self.services.exploit(actor, 4, address, flow.port, self.rng.getrandbits(63), SCAN_TIMEOUT_S)
+        self._keep([flow], [got.attempted])
+        if not got.owned:
+            return None
+        return Step(flow.source, got.host, got.process, flow.port, channel, time.monotonic() - self.begin)
+
+    def _keep(self, flows: Sequence[Flow], got: Sequence[Attempted]) -> None:
+        for flow, seen in zip(flows, got, strict=True):
+            self.observations.append(observation(flow, seen))
+            self.truths.append(truth(flow, seen, self.topology, "attack"))

@@ -1,0 +1,23 @@
+"""Time of the statistics that a report recomputes: intervals of a whole comparison, percentiles of a long window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.analysis.stats import percentile, ratio
+
+
+def test_ratios_of_a_comparison_of_ten_arms(benchmark: Any) -> None:
+    rng = np.random.default_rng(1)
+    base = list(rng.lognormal(0, 0.1, 12))
+    arms = [list(rng.lognormal(0, 0.1, 12)) for _ in range(90)]  # nine figures of ten arms
+    got = benchmark(lambda: [ratio(arm, base) for arm in arms])
+    assert all(r.n == 12 for r in got)
+
+
+def test_percentiles_of_a_million_latencies(benchmark: Any) -> None:
+    values = np.random.default_rng(1).lognormal(5, 1, 1_000_000)
+    got = benchmark(lambda: [percentile(values, p) for p in (50, 90, 99, 99.9)])
+    assert got == sorted(got)

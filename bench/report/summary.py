@@ -1,0 +1,277 @@
+"""summary.json: the shape of a run's result that other programs build on, with the meaning of every field.
+
+The descriptions below are the documentation: `results/README.md` and `results/summary.schema.json` are made of them.
+A change of meaning or a field taken away raises `FORMAT`; a new field does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.analysis import matrices, stats, visibility
+
+FORMAT = 1
+FigureName = Literal["crr_rate", "crr_p50_us", "crr_p99_us", "rr_p50_us", "rr_p99_us", "bulk_bps", "cpu_per_conn_us",
+                     "app_p50_us", "app_p99_us"]
+FieldName = Literal["flow", "process", "user", "bytes", "verdict"]
+FIGURES: tuple[FigureName, ...] = get_args(FigureName)
+FIELDS: tuple[FieldName, ...] = get_args(FieldName)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(_Model):
+    """One cost figure of one arm against `none`, paired within blocks."""
+
+    ratio: float | None = Field(description="arm / none, geometric mean over blocks; null if no block measured both")
+    low: float | None = Field(description="lower end of the 95 % interval; null below three blocks")
+    high: float | None = Field(description="upper end; an interval that spans 1 is no measurable difference")
+    n: int = Field(description="blocks in which both were measured")
+    value: float | None = Field(None, description="median over blocks of the arm's own figure, in the figure's unit")
+
+
+class Recall(_Model):
+    """How much of what was really done the telemetry got right in one field."""
+
+    recall: float | None = Field(description="share that was right, 0..1; 0 if it cannot be seen, null if n is 0")
+    n: int = Field(description="flows really made to which the field applies")
+
+
+class Attack(_Model):
+    """How far the live attacker got from the foothold."""
+
+    reached: bool = Field(description="whether any goal was taken")
+    blast_radius: float = Field(description="share of the other hosts taken, 0..1")
+    time_to_goal_s: float | None = Field(description="seconds to the first goal; null if none was taken")
+    taken: tuple[str, ...] = Field((), description="hosts taken, the foothold first")
+    blast_radius_by_process: float | None = Field(
+        None, description="the same with no dropped binary anywhere on the way: through taken processes alone")
+    attempts: int | None = Field(None, description="connections the attacker tried")
+
+
+class Policy(_Model):
+    """What the policy became when it was compiled for the arm."""
+
+    native_rules: int = Field(description="the arm's own rules or set elements, at all points together")
+    widened: int = Field(description="rules enforced more permissively than written")
+    narrowed: int = Field(description="rules enforced more strictly than written")
+    omitted: int = Field(description="rules not enforced at all")
+
+
+class Deploy(_Model):
+    """What placing the arm cost, once."""
+
+    seconds: float = Field(description="wall-clock time of the deployment to all points")
+    bytes_per_host: float | None = Field(description="mean size of what was placed; null where nothing was")
+
+
+class Footprint(_Model):
+    """What the arm's daemons used during the run."""
+
+    host_rss_bytes: float | None = Field(description="mean proportional memory of the daemons at a host; null: none")
+    host_cpu_s: float | None = Field(description="CPU seconds of the daemons beside the hosts, all together")
+    off_host_cpu_s: float | None = Field(description="CPU seconds of the daemons at the router and switch ports")
+
+
+class GapClass(_Model):
+    """Gaps (policy against what the arm can do) with one reason."""
+
+    reason: str = Field(description="the reason in words")
+    flows: int = Field(description="flows with this gap")
+    leaks: int = Field(description="of these, leaked when tried")
+    breaks: int = Field(description="of these, broken when tried")
+    example: str = Field(description="one of them")
+
+
+class Kind(_Model):
+    """The verdicts of one kind of flow."""
+
+    flows: int = Field(description="flows of this kind")
+    leaks: int = Field(description="leaks among them")
+    breaks: int = Field(description="breaks among them")
+    defects: int = Field(description="defects among them")
+    inconclusive: int = Field(description="of these, nothing can be said")
+    bound: float | None = Field(None, description="95 % upper bound 3/n where none leaked or broke, else null")
+
+
+class Convergence(_Model):
+    """How long a change of policy took to be in force everywhere, probed at every host."""
+
+    last_leak_s: float | None = Field(description="from commit to the last packet that leaked; null: not measured")
+    last_break_s: float | None = Field(description="from commit to the last allowed attempt that failed; null likewise")
+    interval_s: float | None = Field(None, description="time between two probes of one host: the resolution")
+
+
+class Verified(_Model):
+    """Flows probed before, during and after the measured windows: was the policy in force while the cost was taken?"""
+
+    n: int = Field(description="probes made")
+    wrong: int = Field(description="probes that contradicted what the arm should do; any makes the cost invalid")
+
+
+class Unforeseen(_Model):
+    """Legitimate flows that came after the policy was learnt (imported scenarios)."""
+
+    n: int = Field(description="such flows, each counted once, judged")
+    broken: int = Field(description="of these, not open")
+    share: float | None = Field(description="broken / n; null if n is 0")
+
+
+class Arm(_Model):
+    """One arm. All but `unsupported` is null or empty where the arm was not run."""
+
+    unsupported: str | None = Field(None, description="why this machine cannot run the arm; null if it ran")
+    flows: int | None = Field(None, description="flows probed")
+    leaks: int | None = Field(None, description="the policy denies it, yet it was open or it arrived")
+    breaks: int | None = Field(None, description="the policy allows it and `none` had it open, yet it was not open")
+    gaps: int | None = Field(None, description="the policy and what the arm says it can do differ")
+    defects: int | None = Field(None, description="what the arm says it will do and what it did differ")
+    inconclusive: int | None = Field(None, description="no word on it: not open with `none` either, or never tried")
+    denied: int | None = Field(None, description="conclusive flows that the policy denies: the n of leaks")
+    allowed: int | None = Field(None, description="conclusive flows that the policy allows: the n of breaks")
+    findings: tuple[str, ...] = Field((), description="the first defects and inconclusive flows, in words")
+    kinds: dict[str, Kind] = Field(default_factory=dict, description="the verdicts by kind of flow")
+    cost: dict[FigureName, Figure] = Field(default_factory=dict, description="cost by figure, against `none`")
+    verified: Verified | None = Field(None, description="whether the policy was in force while the cost was measured")
+    visibility: dict[FieldName, Recall] = Field(default_factory=dict, description="recall of the telemetry by field")
+    blind_spots: tuple[str, ...] = Field((), description="what the telemetry missed, in words with counts")
+    attack: Attack | None = Field(None, description="the live attack; null if the scenario has none")
+    policy: Policy | None = Field(None, description="the compiled policy")
+    gap_classes: tuple[GapClass, ...] = Field((), description="the gaps by reason")
+    deploy: Deploy | None = Field(None, description="the deployment")
+    footprint: Footprint | None = Field(None, description="CPU and memory of the arm's daemons")
+    convergence: Convergence | None = Field(None, description="time until a change of policy is in force")
+    foreseen: Unforeseen | None = Field(
+        None, description="recorded flows that the policy was learnt from, likewise; null: not asked")
+    unforeseen: Unforeseen | None = Field(None, description="later legitimate flows; null: none in the scenario")
+
+
+class AA(_Model):
+    """`none` against itself, in the same blocks: what the instrument makes of no difference."""
+
+    cost: dict[FigureName, Figure] = Field(default_factory=dict, description="as in an arm; should all span 1")
+    differs: tuple[FigureName, ...] = Field(
+        (), description="figures that differ, at 5 % for all together (Holm); if any, the run names no winner")
+
+
+class Summary(_Model):
+    """A whole run."""
+
+    format: Literal[1] = Field(1, description="format version of this document")
+    labctl: str = Field(description="version of labctl")
+    scenario: str = Field(description="name of the scenario")
+    seed: int = Field(description="seed of everything random in the run")
+    started: str = Field(description="start in UTC, ISO 8601")
+    duration_s: float = Field(description="wall-clock time of the run")
+    quick: bool = Field(description="a short run: fewer blocks, wider intervals")
+    interrupted: bool = Field(False, description="the user ended the run early: what is here was measured until then")
+    invalid: tuple[str, ...] = Field((), description="why the measurement cannot be trusted; empty if it can")
+    blocks: int = Field(0, description="blocks measured; each runs every arm once and `none` twice")
+    arms: dict[str, Arm] = Field(description="the arms by name, `none` (the baseline) first")
+    aa: AA = Field(default_factory=lambda: AA(cost={}, differs=()), description="`none` against itself")
+    mde: dict[FigureName, float | None] = Field(
+        default_factory=dict,
+        description="smallest relative effect that these blocks show in 4 of 5 runs (0.03 is 3 %), from the A/A spread")
+    environment: dict[str, Any] = Field(default_factory=dict, description="the machine and the versions of its tools")
+    notes: tuple[str, ...] = Field((), description="what else a reader should know, such as what an importer invented")
+
+
+# --- made of what the analysis found ----------------------------------------------------------
+
+
+def figure(arm: stats.Blocks, base: stats.Blocks) -> Figure:
+    """One figure of an arm against the baseline, from the blocks of both."""
+    got = stats.ratio(arm, base)
+    return Figure(ratio=got.ratio, low=got.low, high=got.high, n=got.n, value=stats.median(arm))
+
+
+def aa(first: Mapping[FigureName, stats.Blocks], second: Mapping[FigureName, stats.Blocks]) -> AA:
+    """`none` against itself: `second` over `first`, and which figures differ."""
+    cost = {name: figure(second[name], first[name]) for name in first}
+    differs = set(stats.differing({name: as_ratio(one) for name, one in cost.items()}))
+    return AA(cost=cost, differs=tuple(name for name in cost if name in differs))
+
+
+def as_ratio(one: Figure) -> stats.Ratio:
+    return stats.Ratio(one.ratio, one.low, one.high, one.n)
+
+
+def verdicts(found: matrices.Matrix) -> dict[str, Any]:
+    """The fields of `Arm` that the matrix fills: flows … allowed, and kinds."""
+    counts = found.counts
+    names = ("flows", "leaks", "breaks", "gaps", "defects", "inconclusive", "denied", "allowed")
+    return {**{name: getattr(counts, name) for name in names},
+            "kinds": {kind: _kind(one) for kind, one in found.by_kind.items()}}
+
+
+def _kind(counts: matrices.Counts) -> Kind:
+    clean = counts.leaks == counts.breaks == 0
+    return Kind(flows=counts.flows, leaks=counts.leaks, breaks=counts.breaks, defects=counts.defects,
+                inconclusive=counts.inconclusive,
+                bound=stats.zero_bound(counts.denied + counts.allowed) if clean else None)
+
+
+def gap_classes(found: tuple[matrices.GapClass, ...]) -> tuple[GapClass, ...]:
+    return tuple(GapClass(reason=g.reason, flows=g.flows, leaks=g.leaks, breaks=g.breaks, example=g.example)
+                 for g in found)
+
+
+def recalls(seen: visibility.Visibility) -> dict[FieldName, Recall]:
+    """The field `visibility` of `Arm`."""
+    return {field: Recall(recall=seen.fields[field].recall, n=seen.fields[field].n) for field in FIELDS}
+
+
+# --- as text ----------------------------------------------------------------------------------
+
+
+def to_json(summary: Summary) -> str:
+    """summary.json, one document with a final newline."""
+    return summary.model_dump_json(indent=1) + "\n"
+
+
+def from_json(text: str | bytes) -> Summary:
+    """A summary read back. Raises pydantic.ValidationError with the place of what is wrong."""
+    return Summary.model_validate_json(text)
+
+
+def schema_text() -> str:
+    """The JSON Schema of summary.json."""
+    return json.dumps(Summary.model_json_schema(mode="serialization"), indent=1, sort_keys=True) + "\n"
+
+
+def fields_markdown() -> str:
+    """A Markdown table of every field, for results/README.md."""
+    rows = [f"| `{place}` | {text} |" for place, text in fields()]
+    return "\n".join(["| field | meaning |", "|---|---|", *rows]) + "\n"
+
+
+def fields() -> Iterator[tuple[str, str]]:
+    """Every field of summary.json as (place, meaning), in order. `<…>` stands for a key, `[]` for each of a list."""
+    yield from _fields(Summary, "")
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, info in model.model_fields.items():
+        yield prefix + name, info.description or ""
+        yield from _below(info.annotation, prefix + name)
+
+
+_KEYS: dict[str, str] = {"arms": "<arm>", "kinds": "<kind>", "cost": "<figure>", "visibility": "<field>"}
+
+
+def _below(annotation: Any, place: str) -> Iterator[tuple[str, str]]:
+    """The fields of the models inside an annotation: a model, an optional one, a tuple or a mapping of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from _fields(annotation, f"{place}.")
+        return
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            origin = getattr(annotation, "__origin__", None)
+            key = f".{_KEYS[place.rsplit('.', 1)[-1]]}" if origin is dict else "[]" if origin is tuple else ""
+            yield from _fields(part, f"{place}{key}.")

@@ -1,0 +1,96 @@
+"""One `labctl run`, from the loaded scenario to the exit status: isolation, progress, storing, printing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from lab.backends import mininet_lab
+from lab.deploy.enforcement import DeployError
+from lab.hosts.build import BuildError, build
+from lab.hosts.control import ServiceError
+from lab.hosts.roles import actors
+from lab.isolation import RunIdentity, run_isolated
+from lab.model import Scenario
+
+from bench import assemble, environment, honest, registry
+from bench.experiment import Collected, Options, Say, execute
+from bench.instruments.datapath import InstrumentError
+from bench.instruments.traffic import TrafficError
+from bench.report import terminal
+from bench.report.summary import to_json
+from bench.selection import select
+from bench.store import ResultStore
+
+LABHOST_DIR = Path(__file__).resolve().parents[1] / "lab" / "hosts" / "_build"
+
+
+def run_scenario(scenario: Scenario, options: Options) -> int:
+    """Run and report. Exit status as documented: 0, 1 (defect), 3 (machine), 4 (invalid), 130 (interrupted)."""
+    if options.seed is not None:
+        scenario = replace(scenario, seed=options.seed)
+    try:
+        labhost = build(LABHOST_DIR)
+    except BuildError as err:
+        print(err, file=sys.stderr)
+        return 3
+    return run_isolated(lambda me: _inside(scenario, options, labhost, me))
+
+
+def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity) -> int:
+    names = options.arms or tuple(dict.fromkeys(("none", *scenario.arms)))
+    with ResultStore.create(options.results, scenario.name) as store, _progress() as say:
+        collected = Collected(scenario, options, select(scenario), {name: registry.load(name) for name in names})
+        collected.environment = {"run": me.run_id, **environment.facts()}
+        store.document("environment.json", collected.environment)
+        store.document("scenario.yaml", Path(scenario.path).read_text())
+        store.document("scenario.json", asdict(scenario))
+        try:
+            _on_testbed(collected, labhost, me, store, say)
+        except KeyboardInterrupt:
+            collected.interrupted = True
+        except (mininet_lab.LabDown, DeployError, InstrumentError, TrafficError, ServiceError, OSError) as err:
+            print(f"labctl: {err}", file=sys.stderr)
+            return 3
+        summary = assemble.summary(collected)
+        store.document("summary.json", to_json(summary))
+    if options.as_json:
+        print(to_json(summary), end="")
+    else:
+        terminal.show(summary, Console(highlight=False))
+        print(f"\nsaved in {_shown(store.directory)}")
+    return assemble.exit_status(summary)
+
+
+def _on_testbed(collected: Collected, labhost: Path, me: RunIdentity, store: ResultStore, say: Say) -> None:
+    scenario = collected.scenario
+    say(f"standing up {len(scenario.topology.hosts)} hosts")
+    honest.share_packages()
+    who = actors(scenario.topology, collected.selection.flows)
+    with mininet_lab.up(scenario.topology, labhost, me.cgroup, who) as testbed:
+        with honest.clients(scenario, testbed) as traffic:
+            execute(collected, testbed, traffic, store, say)
+        if collected.interrupted:
+            say("interrupted: taking the lab down")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Say]:
+    """One status line on standard error: a spinner on a terminal, a line a step elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda text: print(f"labctl: {text}", file=sys.stderr, flush=True)
+        return
+    with console.status("labctl") as status:
+        yield lambda text: status.update(f"labctl: {text}")
+
+
+def _shown(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

@@ -1,0 +1,70 @@
+"""The agentless chokepoint: nftables on the router that the segments must cross.
+
+It sees addresses and ports of what crosses segments, and nothing of what stays inside one: flows within a segment and
+within a host are outside its coverage, and it says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from enforcers.agent.bundle import agent_plan
+from enforcers.agent.records import sightings
+from enforcers.base import Resolver, effective
+from enforcers.nft import DROP, Hook, Lookup, Mode, ruleset
+from lab.model import FAMILIES, Deployment, Feature, Flow, Native, Point, Policy, Sighting, Topology
+
+
+class Chokepoint:
+    """Firewall on the router, flow records from its connection tracking. `mode="monitor"` only records."""
+
+    name = "chokepoint"
+
+    def __init__(self, mode: Mode = "enforce") -> None:
+        self.mode: Mode = mode
+
+    def needs(self) -> tuple[Feature, ...]:
+        return (
+            Feature("nftables", "the policy is enforced in nftables maps on the router"),
+            Feature("conntrack-events", "flow records come from connection tracking"),
+            Feature("nflog", "denied packets are reported through NFLOG"),
+            Feature("python3", "the collector on the router is a Python 3.11 program without dependencies"),
+        )
+
+    def compile(self, policy: Policy, topology: Topology) -> Native:
+        """One rule set, keyed by source and target address, for every ordered pair in different segments."""
+        reduced, approximations = effective(policy)
+        lookup = _lookup(Resolver(reduced, topology), topology)
+        chains = [
+            *lookup.chain("pair", "{ip} saddr . {ip} daddr", "th dport"),
+            *lookup.chain("pair_reply", "{ip} daddr . {ip} saddr", "th sport"),
+        ]
+        text = ruleset([lookup], chains, [Hook("forward", "pair", "pair_reply", DROP, (), "forward")], self.mode)
+        return Native({Point("router", topology.router): text}, reduced, approximations, lookup.count)
+
+    def render(self, native: Native, topology: Topology) -> Deployment:
+        """The same daemon as a host agent's, in router mode: nothing on any host."""
+        users: dict[str, str] = {}
+        content = {"version": 1, "mode": self.mode, "hooks": ["forward"], "addresses": [], "users": users}
+        policy = json.dumps(content, indent=1).encode() + b"\n"
+        return {Point("router", topology.router): agent_plan("router", rules, policy)
+                for rules in native.rules.values()}
+
+    def covers(self, flow: Flow, topology: Topology) -> bool:
+        """The ends are in different segments, so the flow crosses the router."""
+        return topology.hosts[flow.source].segment != topology.hosts[flow.target].segment
+
+    def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterable[Sighting]:
+        return sightings(point, lines)
+
+
+def _lookup(resolver: Resolver, topology: Topology) -> Lookup:
+    lookup = Lookup("pair", 2, resolver.policy.default == "allow")
+    for source in topology.hosts.values():
+        for target in topology.hosts.values():
+            if source.segment != target.segment:
+                for family in FAMILIES:
+                    pair = [source.address(family), target.address(family)]
+                    lookup.add(pair, resolver.services(source, target, family), family)
+    return lookup

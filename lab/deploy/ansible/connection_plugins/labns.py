@@ -1,0 +1,59 @@
+"""Ansible connection to a host of the lab: its `labhost init` runs the command inside its namespaces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.connection import ConnectionBase
+
+from lab.hosts import init_client
+
+DOCUMENTATION = """
+    name: labns
+    short_description: run commands in a host of the lab
+    description: Commands go over the unix socket of the host's PID 1, which accepts its own user only.
+    author: labctl
+    options:
+      lab_socket:
+        description: the socket of the host
+        vars: [{name: lab_socket}]
+        required: true
+      lab_cgroup:
+        description: the control group that what is started belongs to
+        vars: [{name: lab_cgroup}]
+        default: ''
+"""
+
+
+class Connection(ConnectionBase):  # type: ignore[misc]
+    transport = "labns"
+    has_pipelining = True
+
+    def _connect(self) -> Connection:
+        self._connected = True
+        return self
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
+        cgroup = self.get_option("lab_cgroup")
+        try:
+            done = init_client.run(Path(self.get_option("lab_socket")), ["/bin/sh", "-c", cmd], input=in_data or b"",
+                                   cgroup=Path(cgroup) if cgroup else None)
+        except OSError as err:
+            raise AnsibleConnectionFailure(f"{self.get_option('lab_socket')}: {err}") from err
+        return done.status, done.stdout, done.stderr
+
+    def put_file(self, in_path: str, out_path: str) -> None:
+        self._copy(["/bin/sh", "-c", 'cat > "$0"', out_path], Path(in_path).read_bytes())
+
+    def fetch_file(self, in_path: str, out_path: str) -> None:
+        Path(out_path).write_bytes(self._copy(["cat", in_path], b""))
+
+    def _copy(self, argv: list[str], data: bytes) -> bytes:
+        done = init_client.run(Path(self.get_option("lab_socket")), argv, input=data)
+        if done.status:
+            raise AnsibleConnectionFailure(done.stderr.decode(errors="replace"))
+        return done.stdout
+
+    def close(self) -> None:
+        self._connected = False

@@ -1,0 +1,143 @@
+"""Attempts on command: what is asked of the built-in services, and what came of it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.model import Family, Outcome, Proto
+
+Command = Callable[[int, "Attempt"], str]  # token, attempt -> the line that starts it
+_OUTCOMES = {str(outcome): outcome for outcome in Outcome}
+
+
+class Actor(NamedTuple):
+    host: str
+    process: str
+    user: str
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.process}({self.user})"
+
+
+class Attempt(NamedTuple):
+    """One attempt to make: `actor` asks `address` for `port` (0 for icmp)."""
+
+    actor: Actor
+    proto: Proto
+    family: Family
+    address: str
+    port: int
+
+
+class Attempted(NamedTuple):
+    """What came of it. Times of CLOCK_MONOTONIC, in seconds; `bytes` is payload in both directions.
+
+    `arrived` is the target's own word. `sport` is the echo identifier for icmp, 0 if none was had. `connect_us` is
+    None where nothing connected; `total_us` is None only where the service died or never answered (BROKEN, ESRCH or
+    ETIME).
+    """
+
+    attempt: Attempt
+    outcome: Outcome
+    errno: int
+    arrived: bool
+    arrived_at: float | None
+    start: float
+    connect_us: float | None
+    total_us: float | None
+    sport: int
+    bytes: int
+
+
+class Exploited(NamedTuple):
+    """An exploit's outcome and, proven by the nonce, whose process answered; empty names if none."""
+
+    attempted: Attempted
+    host: str
+    process: str
+    user: str
+
+    @property
+    def owned(self) -> bool:
+        return bool(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopResult:
+    """A closed loop's figures. `latencies_us` holds the first 200,000 exchanges in order; `cpu_s` is the client's."""
+
+    n: int
+    errors: int
+    elapsed_s: float
+    cpu_s: float
+    latencies_us: NDArray[np.float64]
+
+
+class Campaign:
+    """Attempts under way together: tokens first..first+n-1. Whoever touches it holds the fleet's lock."""
+
+    def __init__(self, attempts: Sequence[Attempt], command: Command, first: int) -> None:
+        self.attempts, self.command, self.first = attempts, command, first
+        self.results: list[Sequence[str] | int | None] = [None] * len(attempts)  # event fields, or our own errno
+        self.arrivals = [0] * len(attempts)
+        self.sent = self.ended = 0
+        self.window = 0
+        self.progress = time.monotonic()
+        self.done = threading.Event()
+
+    def end(self, index: int, result: Sequence[str] | int) -> None:
+        if self.results[index] is None:
+            self.results[index] = result
+            self.ended += 1
+            if self.ended == len(self.attempts):
+                self.done.set()
+
+    def attempted(self, index: int) -> Attempted:
+        attempt, result, arrival = self.attempts[index], self.results[index], self.arrivals[index]
+        at = arrival / 1e9 if arrival else None
+        if result is None or isinstance(result, int):
+            return Attempted(attempt, Outcome.BROKEN, result or errno.ETIME, bool(arrival), at, self.progress, None,
+                             None, 0, 0)
+        start, connect = int(result[5]), int(result[6])
+        return Attempted(attempt, _OUTCOMES[result[2]], int(result[3]), bool(arrival), at, start / 1e9,
+                         (connect - start) / 1e3 if connect else None, (int(result[7]) - start) / 1e3,
+                         int(result[4]), int(result[8]))
+
+    def exploited(self) -> Exploited:
+        """The outcome of a campaign that is one exploit."""
+        result = self.results[0]
+        if result is None or isinstance(result, int):
+            return Exploited(self.attempted(0), "", "", "")
+        return Exploited(self.attempted(0), result[9], result[10], result[11])
+
+    def doubtful(self, index: int) -> bool:
+        """Whether its arrival may be on its way to us although the attempt has ended."""
+        result = self.results[index]
+        if self.arrivals[index] or result is None or isinstance(result, int):
+            return False
+        outcome = _OUTCOMES[result[2]]
+        if self.attempts[index].proto == "tcp":  # the record goes out only on an established connection
+            return outcome in (Outcome.OPEN, Outcome.BROKEN) and result[6] != "0"
+        return outcome != Outcome.DENIED_LOCALLY
+
+
+def probe_command(timeout_s: float) -> Command:
+    limit = _milliseconds(timeout_s)
+    return lambda token, a: f"0\tprobe\t{token}\t{a.proto}\t{a.family}\t{a.address}\t{a.port}\t{limit}\n"
+
+
+def exploit_command(timeout_s: float, nonce: int) -> Command:
+    limit = _milliseconds(timeout_s)
+    return lambda token, a: f"0\texploit\t{token}\t{a.family}\t{a.address}\t{a.port}\t{limit}\t{nonce}\n"
+
+
+def _milliseconds(timeout_s: float) -> int:
+    return max(1, round(timeout_s * 1000))

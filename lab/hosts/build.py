@@ -1,0 +1,57 @@
+"""Compiles the built-in service, once for each state of its sources."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
+_SOURCES = Path(__file__).parent
+
+
+class BuildError(RuntimeError):
+    """The service could not be compiled; the message says why and what to do."""
+
+
+def build(out_dir: Path) -> Path:
+    """The compiled `labhost` in `out_dir`, made now unless these very sources were compiled there before.
+
+    The file's name carries a digest of sources and flags. Raises BuildError.
+    """
+    sources = sorted(_SOURCES.glob("*.c"))
+    target = out_dir / f"labhost-{_digest([*sources, *sorted(_SOURCES.glob('*.h'))])}"
+    if target.exists():
+        return target
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        raise BuildError("labhost: gcc not found; apt-get install -y gcc libc6-dev")
+    # Under a name of our own first: another run may be compiling, or reading, at the same time.
+    unfinished = out_dir / f".labhost-{os.getpid()}"
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        _compile([compiler, *FLAGS, "-o", str(unfinished), *map(str, sources)])
+        unfinished.rename(target)
+    except OSError as err:
+        raise BuildError(f"labhost: {err.filename or out_dir}: {err.strerror}; make the directory writable") from err
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(argv: list[str]) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    first = next((line for line in done.stderr.splitlines() if "error" in line), f"gcc ended with {done.returncode}")
+    remedy = "; apt-get install -y gcc libc6-dev" if "No such file" in first else ""
+    raise BuildError(f"labhost: {first.strip()}{remedy}")

@@ -1,0 +1,53 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "init.h"
+#include "util.h"
+
+static void mount_or_die(const char *kind, const char *target, unsigned long flags, const char *data)
+{
+    if (mount(kind, target, kind, flags, data))
+        die("mount %s on %s: %s", kind, target, strerror(errno));
+}
+
+static void loopback_up(void)
+{
+    struct ifreq request = {.ifr_flags = IFF_UP | IFF_RUNNING};
+    strcpy(request.ifr_name, "lo");
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request))
+        die("lo: %s", strerror(errno));
+    close(fd);
+}
+
+static void set_sysctl(const char *path, const char *value)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, value, strlen(value)) < 0)
+        die("%s: %s", path, strerror(errno));
+    close(fd);
+}
+
+void host_enter(const char *hostname)
+{
+    if (hostname && sethostname(hostname, strlen(hostname)))
+        die("--hostname %s: %s", hostname, strerror(errno));
+    mount_or_die("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    mount_or_die("tmpfs", "/opt", MS_NODEV, "mode=755");
+    mount_or_die("tmpfs", "/srv", MS_NODEV, "mode=755");
+    if (mkdir("/run/host", 0755) && errno != EEXIST)
+        die("/run/host: %s", strerror(errno));
+    mount_or_die("tmpfs", "/run/host", MS_NODEV, "mode=755");
+    loopback_up();
+    /* Probes go out and services listen as the declared user, who has no capabilities: every user may send echo
+     * requests, and listen on any port. */
+    set_sysctl("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    set_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+}

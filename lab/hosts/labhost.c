@@ -1,0 +1,18 @@
+/* labhost: what runs on a host of the lab. `init` holds the host's namespaces, `serve` is a built-in service. */
+#include <stdio.h>
+#include <string.h>
+
+#include "init.h"
+#include "serve.h"
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && !strcmp(argv[1], "init"))
+        return init_main(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "serve"))
+        return serve_main(argc - 1, argv + 1);
+    fputs("labhost: init --socket PATH [--hostname NAME]\n"
+          "labhost: serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]\n",
+          stderr);
+    return 2;
+}

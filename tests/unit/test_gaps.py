@@ -1,0 +1,58 @@
+"""The gaps that each arm claims on three-tier equal the list that was derived by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench import registry
+from bench.analysis import matrices
+from lab import policy
+from lab.model import Flow
+from lab.policy_sets import Oracle
+from lab.scenario import load
+
+ROOT = Path(__file__).parents[2]
+GOLDEN: dict[str, Any] = yaml.safe_load((ROOT / "tests/golden/three-tier-gaps.yaml").read_text())
+
+
+def service(flow: Flow) -> str:
+    return "icmp" if flow.proto == "icmp" else f"{flow.port}/{flow.proto}"
+
+
+def matching(flows: tuple[Flow, ...], pattern: list[str]) -> set[Flow]:
+    sources, processes, targets, services = (set(part.split()) for part in pattern)
+    return {f for f in flows
+            if f.source in sources and f.target in targets and processes & {"*", f.process}
+            and services & {"*", service(f)}}
+
+
+@pytest.mark.parametrize("arm", sorted(GOLDEN))
+def test_gaps_are_those_derived_by_hand(arm: str) -> None:
+    scenario = load(ROOT / "scenarios" / "three-tier.yaml")
+    topology, enforcer = scenario.topology, registry.load(arm)
+    native = enforcer.compile(scenario.policy, topology)
+    flows = policy.flows(scenario)
+    intended = [v.allow for v in Oracle(scenario.policy, topology).verdicts(flows)]
+    effective = [v.allow for v in Oracle(native.effective, topology).verdicts(flows)]
+    covered = [enforcer.covers(flow, topology) for flow in flows]
+    expected = [e or not c for e, c in zip(effective, covered, strict=True)]
+    rows = matrices.matrix(flows, intended=intended, expected=expected, covered=covered, observed={}, baseline={},
+                           topology=topology).rows
+    reasons = {g: matrices.explain_gap(g.flow, g.intended, g.covered, native.approximations, topology,
+                                       matrices.claims(rows, topology)) for g in rows if g.gap}
+    by_flow = {row.flow: reason for row, reason in reasons.items()}
+
+    wanted: set[Flow] = set()
+    for group in GOLDEN[arm]["classes"]:
+        members = matching(flows, group["pattern"])
+        assert len(members) == group["flows"], group
+        assert not members & wanted, f"two patterns share a flow: {group}"
+        wanted |= members
+        for flow in members & set(by_flow):
+            assert group["why"] in by_flow[flow], (flow, by_flow[flow])
+    assert len(wanted) == GOLDEN[arm]["total"]
+    assert set(by_flow) == wanted

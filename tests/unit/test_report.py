@@ -1,0 +1,201 @@
+"""The summary keeps its names and its documentation; the terminal says what the figures allow, and no more."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from bench.analysis import matrices, visibility
+from bench.report import summary as s
+from bench.report.terminal import NO_DIFFERENCE, compare_text, cost_text, quantity, show
+from tests.unit.test_matrices import FLOW, OPEN, TOPOLOGY, seen
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "report"
+UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
+
+
+def figure(ratio: float, half: float, value: float = 100.0, n: int = 8) -> s.Figure:
+    return s.Figure(ratio=ratio, low=ratio - half, high=ratio + half, n=n, value=value)
+
+
+def arm(**more: Any) -> s.Arm:
+    values: dict[str, Any] = {
+        "flows": 2912, "leaks": 0, "breaks": 0, "gaps": 0, "defects": 0, "inconclusive": 0, "denied": 2880,
+        "allowed": 32, "cost": {
+            "crr_rate": figure(0.87, 0.02, 9900.0), "crr_p50_us": figure(1.22, 0.05, 93.5),
+            "crr_p99_us": figure(1.1, 0.2, 240.0), "bulk_bps": figure(0.99, 0.04, 15.4e9),
+            "cpu_per_conn_us": figure(1.16, 0.02, 101.0), "app_p99_us": figure(1.01, 0.03, 2310.0)},
+        "visibility": {"flow": s.Recall(recall=0.98, n=5000), "process": s.Recall(recall=0.9996, n=5000),
+                       "user": s.Recall(recall=0.0, n=5000), "bytes": s.Recall(recall=None, n=0),
+                       "verdict": s.Recall(recall=1.0, n=5000)},
+        "attack": s.Attack(reached=False, blast_radius=1 / 6, time_to_goal_s=None),
+        "policy": s.Policy(native_rules=182, widened=0, narrowed=0, omitted=0),
+        "deploy": s.Deploy(seconds=3.21, bytes_per_host=48213.0),
+        "footprint": s.Footprint(host_rss_bytes=9.4e6, host_cpu_s=1.84, off_host_cpu_s=0.0), **more}
+    return s.Arm(**values)
+
+
+def baseline() -> s.Arm:
+    cost = {name: figure(1.0, 0.0, one.value or 0.0) for name, one in arm().cost.items()}
+    return arm(leaks=2880, gaps=2880, cost=cost, visibility={f: s.Recall(recall=0.0, n=5000) for f in s.FIELDS},
+               attack=s.Attack(reached=True, blast_radius=1.0, time_to_goal_s=0.42), policy=None, deploy=None,
+               footprint=None)
+
+
+def summary(**more: Any) -> s.Summary:
+    aa = s.AA(cost={name: figure(1.003, 0.01) for name in arm().cost})
+    values: dict[str, Any] = {
+        "labctl": "0.1.0", "scenario": "three-tier", "seed": 1, "started": "2026-01-02T03:04:05Z",
+        "duration_s": 151.2, "quick": False, "blocks": 8, "aa": aa, "mde": dict.fromkeys(arm().cost, 0.021),
+        "arms": {"none": baseline(), "agent-nft": arm(),
+                 "chokepoint": arm(leaks=412, gaps=412, attack=s.Attack(reached=True, blast_radius=0.5,
+                                                                        time_to_goal_s=1.9))}, **more}
+    return s.Summary(**values)
+
+
+VARIANTS: dict[str, s.Summary] = {
+    "comparison": summary(),
+    "quick-invalid": summary(quick=True, blocks=3, invalid=("traffic: the generator on user1 used 71 % of its core",)),
+    "aa-differs": summary(aa=s.AA(cost={"crr_rate": figure(1.08, 0.01)}, differs=("crr_rate",))),
+    "unsupported": summary(arms={"none": baseline(), "agent-ebpf": s.Arm(unsupported="the kernel has no BTF")}),
+    "defects": summary(arms={"none": baseline(), "agent-nft": arm(defects=3, leaks=2, breaks=1)}, interrupted=True),
+    "imported": summary(arms={"none": baseline(), "agent-nft": arm(
+        unforeseen=s.Unforeseen(n=1203, broken=240, share=240 / 1203),
+        convergence=s.Convergence(last_leak_s=0.012, last_break_s=0.034, interval_s=0.01))}),
+}
+
+
+def golden(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if UPDATE:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text(), f"{name} changed; if it should, run the tests with UPDATE_GOLDEN=1"
+
+
+# --- terminal ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_comparison_reads_as_agreed(name: str) -> None:
+    text = compare_text(VARIANTS[name])
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\x1b" not in text
+    golden(f"{name}.txt", text)
+
+
+def test_an_interval_that_spans_one_is_no_difference() -> None:
+    assert NO_DIFFERENCE in cost_text("crr_rate", figure(0.97, 0.04))
+    assert "0.87" in cost_text("crr_rate", figure(0.87, 0.02))
+
+
+def test_an_interval_near_one_is_not_rounded_into_it() -> None:
+    text = cost_text("crr_rate", figure(0.99, 0.008))
+    assert "0.998" in text and "1.00" not in text
+
+
+def test_no_winner_is_named_when_the_instrument_differs_from_itself() -> None:
+    text = compare_text(VARIANTS["aa-differs"])
+    assert "names no winner" in text.replace("\n", " ") and "since A/A differs" in text.replace("\n", " ")
+    assert "16 % more CPU" not in text
+
+
+def test_no_cost_is_judged_in_an_invalid_run() -> None:
+    text = compare_text(VARIANTS["quick-invalid"])
+    assert "INVALID traffic: the generator on user1" in text and "quick" in text
+    assert "measurement is invalid" in text.replace("\n", " ")
+
+
+def test_zero_leaks_are_bounded() -> None:
+    assert "0 of 2,880 (≤ 3/2,880)" in compare_text(VARIANTS["comparison"])
+
+
+def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    show(summary())  # standard output is captured: not a terminal
+    assert "\x1b" not in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(force_terminal=True, width=100, highlight=False)
+    show(summary(), console)
+    assert "\x1b[3" not in capsys.readouterr().out  # bold may stay: NO_COLOR is about colour
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    show(summary(), Console(force_terminal=True, color_system="standard", width=100, highlight=False))
+    assert "\x1b[3" in capsys.readouterr().out
+
+
+def test_names_with_brackets_are_printed_as_they_are() -> None:
+    text = compare_text(summary(scenario="[red]x[/red]", arms={"none": baseline(), "[a]": s.Arm(unsupported="no [b]")}))
+    assert "[red]x[/red]" in text and "[a]: not run on this machine: no [b]." in text
+
+
+def test_quantities_have_units() -> None:
+    assert quantity("bulk_bps", 15.4e9) == "15.40 Gb/s"
+    assert quantity("app_p50_us", 2310) == "2.31 ms" and quantity("rr_p50_us", 16.24) == "16.2 µs"
+    assert quantity("crr_rate", None) == "–"
+
+
+# --- summary ----------------------------------------------------------------------------------
+
+
+def test_the_names_that_others_build_on_are_there() -> None:
+    document = json.loads(s.to_json(summary()))
+    assert document["format"] == 1
+    one = document["arms"]["agent-nft"]
+    assert set(one) >= {"unsupported", "flows", "leaks", "breaks", "gaps", "defects", "inconclusive"}
+    assert set(one["cost"]["crr_rate"]) >= {"ratio", "low", "high", "n"}
+    assert set(one["visibility"]) == {"flow", "process", "user", "bytes", "verdict"}
+    assert set(one["visibility"]["flow"]) == {"recall", "n"}
+    assert set(one["attack"]) >= {"reached", "blast_radius", "time_to_goal_s"}
+    assert set(one["policy"]) == {"native_rules", "widened", "narrowed", "omitted"}
+    assert set(one["deploy"]) == {"seconds", "bytes_per_host"}
+    assert set(one["footprint"]) == {"host_rss_bytes", "host_cpu_s", "off_host_cpu_s"}
+    assert document["aa"]["cost"]["crr_rate"]["n"] == 8
+    assert s.FIGURES == ("crr_rate", "crr_p50_us", "crr_p99_us", "rr_p50_us", "rr_p99_us", "bulk_bps",
+                         "cpu_per_conn_us", "app_p50_us", "app_p99_us")
+    assert one["unsupported"] is None
+
+
+def test_a_summary_survives_being_written_and_read() -> None:
+    for one in VARIANTS.values():
+        assert s.from_json(s.to_json(one)) == one
+
+
+def test_an_unknown_figure_or_field_is_refused() -> None:
+    with pytest.raises(ValidationError, match="crr_speed"):
+        s.Arm(cost={"crr_speed": figure(1, 0)})  # type: ignore[dict-item]
+    with pytest.raises(ValidationError):
+        s.from_json(s.to_json(summary()).replace('"quick"', '"quik"'))
+
+
+def test_it_is_filled_from_the_analysis() -> None:
+    found = matrices.matrix([FLOW], intended=[True], expected=[True], covered=[True],
+                            observed={FLOW: seen(FLOW, OPEN)}, baseline={FLOW: seen(FLOW, OPEN)}, topology=TOPOLOGY)
+    told = s.recalls(visibility.visibility([], [], TOPOLOGY))
+    made = s.Arm(**s.verdicts(found), visibility=told, gap_classes=s.gap_classes(()),
+                 cost={"crr_rate": s.figure([0.9, 0.91, None], [1.0, 1.0, 1.0])})
+    assert (made.flows, made.allowed, made.kinds["allowed"].bound) == (1, 1, 1.0)
+    assert made.cost["crr_rate"].n == 2 and made.visibility["flow"].recall is None
+    same = s.aa({"crr_rate": [1.0, 2.0, 3.0]}, {"crr_rate": [1.2, 2.4, 3.6]})
+    assert same.differs == ("crr_rate",) and same.cost["crr_rate"].ratio == pytest.approx(1.2)
+
+
+def test_every_field_is_described_and_the_readme_and_schema_are_made_of_the_descriptions() -> None:
+    assert all(text for _, text in s.fields())
+    assert {"arms.<arm>.cost.<figure>.ratio", "aa.cost.<figure>.n", "arms.<arm>.attack.reached",
+            "arms.<arm>.gap_classes[].reason"} <= {place for place, _ in s.fields()}
+    readme, schema = ROOT / "results" / "README.md", ROOT / "results" / "summary.schema.json"
+    head, rest = readme.read_text().split("fields_markdown() -->\n")
+    tail = rest[rest.index("<!-- end of fields"):]
+    wanted = f"{head}fields_markdown() -->\n\n{s.fields_markdown()}\n{tail}"
+    if UPDATE:
+        readme.write_text(wanted)
+        schema.write_text(s.schema_text())
+    assert readme.read_text() == wanted
+    assert schema.read_text() == s.schema_text()

@@ -1,0 +1,125 @@
+"""Truth and sightings meet by 5-tuple and time; each field is right, wrong, missed or not measurable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from bench.analysis.visibility import Recall, bytes_right, match, visibility
+from lab.model import Sighting, Truth
+from tests.unit.test_matrices import TOPOLOGY
+
+
+def truth(sport: int = 40000, **more: Any) -> Truth:
+    values: dict[str, Any] = {
+        "kind": "probe", "source": "web", "process": "frontend", "path": "/opt/frontend", "user": "www",
+        "target": "api", "proto": "tcp", "source_address": "10.0.0.1", "sport": sport, "target_address": "10.0.0.3",
+        "dport": 8080, "start": 100.0, "end": 100.1, "bytes": 64, "outcome": "OPEN", "arrived": True, **more}
+    return Truth(**values)
+
+
+def sighting(sport: int = 40000, **more: Any) -> Sighting:
+    values: dict[str, Any] = {"point": "router", "time": 100.05, "proto": "tcp", "source": "10.0.0.1", "sport": sport,
+                              "target": "10.0.0.3", "dport": 8080, **more}
+    return Sighting(**values)
+
+
+FULL: dict[str, Any] = {"process": "/opt/frontend", "user": "www", "bytes": 64 + 8 * 52, "packets": 8,
+                        "verdict": "allow"}
+
+
+def test_all_fields_right() -> None:
+    got = visibility([truth()], [sighting(**FULL)], TOPOLOGY)
+    assert got.fields == {f: Recall(1.0, 1) for f in ("flow", "process", "user", "bytes", "verdict")}
+    assert got.blind_spots == () and got.unexplained == 0
+
+
+def test_an_arm_without_telemetry_sees_nothing_and_that_is_zero() -> None:
+    got = visibility([truth(), truth(1, outcome="TIMED_OUT", arrived=False)], [], TOPOLOGY)
+    assert got.fields["flow"] == got.fields["user"] == Recall(0.0, 2)
+    assert got.fields["bytes"] == Recall(0.0, 1)
+    assert got.blind_spots == ("did not see 2 of 2 flows",)
+
+
+def test_what_cannot_be_measured_is_none() -> None:
+    got = visibility([truth(outcome="TIMED_OUT", arrived=False)], [], TOPOLOGY)
+    assert got.fields["bytes"] == Recall(None, 0)
+    assert visibility([], [sighting()], TOPOLOGY).fields["flow"] == Recall(None, 0)
+
+
+def test_a_flow_is_right_if_any_point_is() -> None:
+    at_source = sighting(point="web", process="/opt/frontend", user="www", verdict="allow")
+    at_target = sighting(point="api", process=None, bytes=480, packets=8, verdict="deny")
+    got = visibility([truth(outcome="TIMED_OUT", arrived=False)], [at_source, at_target], TOPOLOGY)
+    assert got.fields["process"].recall == got.fields["verdict"].recall == 1.0
+
+
+def test_the_wrong_process_is_told_from_none() -> None:
+    got = visibility([truth(1), truth(2)], [sighting(1, process="/opt/backup"), sighting(2)], TOPOLOGY)
+    assert got.fields["process"] == Recall(0.0, 2) and got.wrong["process"] == 1
+    assert "did not rightly name the process of 2 of 2 flows that it saw" in got.blind_spots
+
+
+def test_a_port_that_recurs_goes_to_the_nearest_in_time() -> None:
+    early, late = truth(start=10.0, end=11.0), truth(start=200.0, end=201.0)
+    (first, second), rest = match([late, early], [sighting(time=12.0), sighting(time=199.5), sighting(time=500.0)])
+    assert first.truth is late and [s.time for s in first.sightings] == [199.5]
+    assert [s.time for s in second.sightings] == [12.0]
+    assert rest == 1
+
+
+def test_a_sighting_of_the_other_direction_or_protocol_is_another_flow() -> None:
+    turned = sighting(8080, source="10.0.0.3", target="10.0.0.1", dport=40000)
+    got = visibility([truth()], [turned, sighting(proto="udp")], TOPOLOGY)
+    assert got.fields["flow"].recall == 0.0 and got.unexplained == 2
+
+
+def test_icmp_is_matched_by_echo_identifier_and_ipv6_by_value() -> None:
+    ping = truth(77, proto="icmp", dport=0, source_address="fd00::1", target_address="fd00::3")
+    said = sighting(77, proto="icmpv6", source="fd00:0:0:0::1", target="fd00::0003", dport=128)
+    assert visibility([ping], [said], TOPOLOGY).fields["flow"].recall == 1.0
+
+
+def test_bytes_must_be_physically_possible() -> None:
+    assert bytes_right(64, sighting(bytes=64))  # payload alone
+    assert bytes_right(64, sighting(bytes=64 + 8 * 60, packets=8))  # IP bytes of eight packets
+    assert not bytes_right(64, sighting(bytes=63, packets=8))
+    assert not bytes_right(64, sighting(bytes=64 + 8 * 121, packets=8))
+    assert not bytes_right(64, sighting(bytes=None))
+    assert bytes_right(1_000_000, sighting(bytes=1_000_000 + 700 * 66 + 350 * 66))  # packets unknown
+    assert not bytes_right(1_000_000, sighting(bytes=2_000_000))
+
+
+def test_verdicts_of_a_monitor_are_right_about_what_passed() -> None:
+    got = visibility([truth()], [sighting(verdict="would-deny")], TOPOLOGY)
+    assert got.fields["verdict"].recall == 1.0
+    denied = replace(truth(), outcome="TIMED_OUT", arrived=False)
+    assert visibility([denied], [sighting(verdict="would-deny")], TOPOLOGY).fields["verdict"].recall == 0.0
+
+
+def test_an_attempt_without_a_port_counts_nowhere() -> None:
+    got = visibility([truth(0), truth(5)], [sighting(5)], TOPOLOGY)
+    assert got.unmatchable == 1 and got.fields["flow"] == Recall(1.0, 1)
+
+
+def test_blind_spots_are_named_with_counts() -> None:
+    inside = [truth(n, source="api", target="api", source_address="10.0.0.3") for n in range(1, 39)]
+    beside = [truth(n, target="web2", target_address="10.0.0.2", dport=80) for n in range(100, 103)]
+    pings = [truth(n, proto="icmp", dport=0) for n in range(200, 204)]
+    between = [truth(n) for n in range(300, 310)]
+    told = [sighting(n, **FULL) for n in range(300, 309)]
+    got = visibility([*inside, *beside, *pings, *between], told, TOPOLOGY)
+    assert got.blind_spots == (
+        "did not see 38 of 38 flows between processes of one host",
+        "did not see 4 of 4 flows over ICMP",
+        "did not see 3 of 3 flows between hosts of one segment",
+        "did not see 1 of 10 other flows between segments",
+    )
+    assert got.by_class["within one host"]["flow"] == Recall(0.0, 38)
+    assert got.by_class["kind probe"]["flow"] == Recall(9 / 55, 55)
+
+
+def test_many_flows_are_matched_without_comparing_all_with_all() -> None:
+    truths = [truth(n % 60000, start=float(n), end=n + 0.1, dport=n // 60000) for n in range(1, 60000)]
+    told = [sighting(t.sport, time=t.start, dport=t.dport, **FULL) for t in truths]
+    assert visibility(truths, told, TOPOLOGY).fields["flow"].recall == 1.0
