@@ -6,16 +6,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lab.backends.base import Enforcement, Installed, Testbed
-from lab.hosts.attempts import Actor
-from lab.model import Enforcer, Flow, Native, Point, Scenario, Sighting, Truth
-
 from bench.instruments import attack as attacker
 from bench.instruments import probe as prober
 from bench.instruments.attack import Campaign
 from bench.instruments.probe import Probed
 from bench.instruments.traffic import Traffic, TrafficWindow
 from bench.store import ResultStore
+from lab.backends.base import Enforcement, Installed, Testbed
+from lab.hosts.attempts import Actor
+from lab.model import Enforcer, Flow, Native, Point, Scenario, Sighting, Truth
 
 
 @dataclass(slots=True)

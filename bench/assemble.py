@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
-from lab.model import Flow, Observation, Outcome
-from lab.policy_sets import Oracle
-
 from bench.analysis import matrices, reach, stats
 from bench.analysis.visibility import visibility
 from bench.arms import Arm, ArmRecord
@@ -17,6 +14,8 @@ from bench.blocks import AA
 from bench.experiment import BASELINE, Collected
 from bench.report import summary as report
 from bench.report.summary import FIGURES, FigureName, Summary
+from lab.model import Flow, Observation, Outcome
+from lab.policy_sets import Oracle
 
 Blocks = Sequence[float | None]
 
@@ -100,7 +99,9 @@ def _cost(collected: Collected, name: str) -> dict[FigureName, report.Figure]:
 
 def _verified(collected: Collected, name: str) -> report.Verified | None:
     cells = [cell for cell in collected.cells if cell.arm == name]
-    return report.Verified(n=sum(c.verified for c in cells), wrong=sum(c.contradicted for c in cells)) if cells else None
+    if not cells:
+        return None
+    return report.Verified(n=sum(c.verified for c in cells), wrong=sum(c.contradicted for c in cells))
 
 
 def _blocks(collected: Collected, name: str, figure: str) -> Blocks:
@@ -151,7 +152,7 @@ def _policy(arm: Arm) -> report.Policy:
 
 
 def _footprint(collected: Collected, record: ArmRecord) -> report.Footprint | None:
-    """What the arm itself used while it was examined: beside hosts (memory: the mean of those it is on), and off them."""
+    """What the arm used while it was examined, beside hosts (memory: the mean of those it is on) and off them."""
     if not record.daemon_cpu_s:
         return None
     router = collected.scenario.topology.router

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
-from lab.backends.base import Testbed
-from lab.model import Flow, Outcome, Topology
-
 from bench.analysis.stats import percentile
 from bench.arms import Arm
 from bench.instruments import datapath, probe
 from bench.instruments.traffic import Traffic
 from bench.store import ResultStore
+from lab.backends.base import Testbed
+from lab.model import Flow, Outcome, Topology
 
 AA = "none (again)"
 CHECK_TIMEOUT_S = 0.15
@@ -57,7 +56,7 @@ class CostPlan:
 
 def run_blocks(plan: CostPlan, arms: Sequence[Arm], checks: dict[str, Check], testbed: Testbed,
                traffic: Traffic | None, store: ResultStore, say: Callable[[str], None], cells: list[Cell]) -> None:
-    """Append every cell to `cells`, stored as it comes. The baseline stands twice in each block: as itself, and as AA."""
+    """Append every cell to `cells`, stored as it comes. The baseline stands twice in a block: as itself, and as AA."""
     rng = random.Random(plan.seed)
     baseline = next(arm for arm in arms if arm.name == "none")
     for block in range(plan.blocks):

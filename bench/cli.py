@@ -43,10 +43,10 @@ def find_scenario(name: str) -> Path:
 def run(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one in scenarios/.")],
     arms: Annotated[str, typer.Option(help="Only these arms, by comma; the baseline 'none' is always run.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter blocks; marked as quick in the result.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter blocks; marked as quick.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
     results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
-    blocks: Annotated[int | None, typer.Option(min=0, max=1000, help="Cost blocks; default 8, quick 3; 0: no costs.")] = None,
+    blocks: Annotated[int | None, typer.Option(min=0, max=1000, help="Cost blocks: 8, quick 3; 0: none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own seed.")] = None,
 ) -> None:
     """Stand the network up, put each arm in front of the same traffic and attacker, compare."""
@@ -102,14 +102,18 @@ def csw(
     nodes: Annotated[str, typer.Option(help="'grouped': nodes with a known group; 'all'.")] = "grouped",
     train_hours: Annotated[int, typer.Option(min=1, max=95, help="Hours that the policy is learnt from.")] = 24,
     seed: Annotated[int, typer.Option(help="Decides what the data does not say.")] = 1,
+    policy_level: Annotated[str, typer.Option(help="Learn rules between: group, host.")] = "group",
 ) -> None:
     """Traffic of "A Dataset of Networks of Computing Hosts" (IWSPA 2022) as a scenario with a learnt policy."""
     from lab.importers.csw import CswError, import_csw
 
     if nodes not in ("grouped", "all"):
         raise fail(f"--nodes: '{nodes}' is neither 'grouped' nor 'all'", EXIT_USAGE)
+    if policy_level not in ("group", "host"):
+        raise fail(f"--policy-level: '{policy_level}' is neither 'group' nor 'host'", EXIT_USAGE)
     try:
-        made = import_csw(directory, nodes=nodes, train_hours=train_hours, seed=seed)  # type: ignore[arg-type]
+        made = import_csw(directory, nodes=nodes, train_hours=train_hours, seed=seed,  # type: ignore[arg-type]
+                          policy_level=policy_level)  # type: ignore[arg-type]
         output.write_text(made.text)
     except CswError as err:
         raise fail(str(err), EXIT_USAGE) from None

@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab import features
-from lab.backends.base import Testbed
-from lab.model import Enforcer, Flow, Outcome, Scenario
-from lab.policy_sets import Oracle
-
 from bench import arms, blocks
 from bench.arms import Arm, ArmRecord
 from bench.blocks import Cell
 from bench.instruments.traffic import Traffic
 from bench.selection import Selection
 from bench.store import ResultStore
+from lab import features
+from lab.backends.base import Testbed
+from lab.model import Enforcer, Flow, Outcome, Scenario
+from lab.policy_sets import Oracle
 
 BASELINE = "none"
 DEFAULT_BLOCKS, QUICK_BLOCKS = 8, 3

@@ -7,14 +7,13 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bench.instruments import traffic
+from bench.instruments.traffic import Traffic
 from lab.backends.base import HostProcess
 from lab.backends.mininet_lab import MininetTestbed
 from lab.isolation import mount
 from lab.model import Scenario
 from lab.policy_sets import Oracle
-
-from bench.instruments import traffic
-from bench.instruments.traffic import Traffic
 
 SITE = Path("/run/site")  # this environment's packages, readable by every user of the lab wherever they really lie
 _PLACE = "/run/host/traffic"

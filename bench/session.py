@@ -10,14 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lab.backends import mininet_lab
-from lab.deploy.enforcement import DeployError
-from lab.hosts.build import BuildError, build
-from lab.hosts.control import ServiceError
-from lab.hosts.roles import actors
-from lab.isolation import RunIdentity, run_isolated
-from lab.model import Scenario
-
 from bench import assemble, environment, honest, registry
 from bench.experiment import Collected, Options, Say, execute
 from bench.instruments.datapath import InstrumentError
@@ -26,6 +18,13 @@ from bench.report import terminal
 from bench.report.summary import to_json
 from bench.selection import select
 from bench.store import ResultStore
+from lab.backends import mininet_lab
+from lab.deploy.enforcement import DeployError
+from lab.hosts.build import BuildError, build
+from lab.hosts.control import ServiceError
+from lab.hosts.roles import actors
+from lab.isolation import RunIdentity, run_isolated
+from lab.model import Scenario
 
 LABHOST_DIR = Path(__file__).resolve().parents[1] / "lab" / "hosts" / "_build"
 
@@ -54,7 +53,7 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
             _on_testbed(collected, labhost, me, store, say)
         except KeyboardInterrupt:
             collected.interrupted = True
-        except (mininet_lab.LabDown, DeployError, InstrumentError, TrafficError, ServiceError, OSError) as err:
+        except (mininet_lab.LabDownError, DeployError, InstrumentError, TrafficError, ServiceError, OSError) as err:
             print(f"labctl: {err}", file=sys.stderr)
             return 3
         summary = assemble.summary(collected)

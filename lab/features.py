@@ -34,7 +34,8 @@ def _nftables() -> str | None:
                               timeout=10, check=False)
     except FileNotFoundError:
         return "nft is not installed; apt-get install -y nftables"
-    return None if done.returncode == 0 else f"nft refused a table: {done.stderr.decode(errors='replace').strip()[:120]}"
+    said = done.stderr.decode(errors="replace").strip()[:120]
+    return None if done.returncode == 0 else f"nft refused a table: {said}"
 
 
 def _nftables_rule(expression: str) -> Callable[[], str | None]:
@@ -46,7 +47,7 @@ def _nftables_rule(expression: str) -> Callable[[], str | None]:
             return problem
         done = subprocess.run(["nft", "-f", "-"], input=rules.encode(), capture_output=True, env=tool_env(),
                               timeout=10, check=False)
-        return None if done.returncode == 0 else f"this kernel's nftables has no '{expression.split()[0]}'"
+        return None if done.returncode == 0 else f"this kernel's nftables has no '{expression.split(maxsplit=1)[0]}'"
     return check
 
 

@@ -128,8 +128,8 @@ def _private_mounts() -> None:
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
     """mount(2); raises OSError naming the target."""
-    enc = lambda s: s.encode() if s is not None else None  # noqa: E731
-    if _libc.mount(enc(source), target.encode(), enc(kind), ctypes.c_ulong(flags), data.encode() or None):
+    what, how = (text.encode() if text is not None else None for text in (source, kind))
+    if _libc.mount(what, target.encode(), how, ctypes.c_ulong(flags), data.encode() or None):
         err = ctypes.get_errno()
         raise OSError(err, f"mount: {os.strerror(err)}", target)
 
@@ -186,7 +186,7 @@ def remove_cgroup(cgroup: Path, tries: int = 500) -> None:
             (cgroup / "cgroup.kill").write_text("1")
         for directory, _names, _files in os.walk(cgroup, topdown=False):
             with contextlib.suppress(OSError):
-                os.rmdir(directory)
+                Path(directory).rmdir()
         if cgroup.exists():
             # Killed processes leave their cgroup when they are reaped; the kernel gives no event for a tree.
             select.select([], [], [], 0.01)

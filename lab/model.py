@@ -155,7 +155,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Honest load: the process `process` on each of `clients` runs `locustfile` at `rate` requests per second in all."""
+    """Honest load: `process` on each of `clients` runs `locustfile`, at `rate` requests per second in all."""
 
     clients: tuple[str, ...]
     process: str
@@ -228,7 +228,7 @@ class Native:
 
 @dataclass(frozen=True, slots=True)
 class PointPlan:
-    """What to place and run at one point. Paths are absolute on the point; every command is an argv, never a shell line.
+    """What to place and run at one point: absolute paths there, and commands as argv, never as a shell line.
 
     `up` returns when what it started answers; `ready` exits 0 when enforcement is in force; `collect` prints telemetry
     on standard output; `down` removes all that `up` made. Daemons run beside the host, in a cgroup of their own.

@@ -12,11 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.instruments.probe import observation, truth
 from lab.backends.base import Services
 from lab.hosts.attempts import Actor, Attempt, Attempted
 from lab.model import STRANGER, Attack, Flow, Observation, Topology, Truth
-
-from bench.instruments.probe import observation, truth
 
 SCAN_TIMEOUT_S = 0.8
 DROPPED_USER = "nobody"
@@ -24,7 +23,7 @@ DROPPED_USER = "nobody"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One host taken: from where, through the taken `process` or the dropped `binary`, and when (seconds from start)."""
+    """One host taken: from where, through the taken process or the dropped binary, and when (seconds from start)."""
 
     source: str
     target: str

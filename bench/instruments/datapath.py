@@ -7,11 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bench.analysis.stats import percentile
 from lab.backends.base import HostProcess, Testbed
 from lab.hosts.attempts import Actor, LoopResult
 from lab.model import Flow
-
-from bench.analysis.stats import percentile
 
 BULK_BYTES = "400M"  # about half a second; iperf3 counts time in whole seconds only
 

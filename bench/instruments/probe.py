@@ -12,7 +12,7 @@ from lab.hosts.roles import path_of
 from lab.model import Flow, Observation, Outcome, Topology, Truth
 
 TIMEOUT_S = 1.5  # longer than one SYN retransmission (1 s), so that a single lost packet is no verdict
-WINDOW = 2048
+WINDOW = 8192
 
 
 @dataclass(frozen=True, slots=True)

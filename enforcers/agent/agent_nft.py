@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from enforcers.agent.bundle import agent_plan
 from enforcers.agent.records import sightings
 from enforcers.base import Resolver, effective
-from enforcers.nft import DROP, REJECT, Hook, Lookup, Mode, ruleset
+from enforcers.nft import DROP, MAX_USERS, REJECT, Hook, Lookup, Mode, Question, ruleset
 from lab.model import (
     FAMILIES,
     Deployment,
@@ -26,6 +26,7 @@ from lab.model import (
     Sighting,
     Topology,
 )
+from lab.policy import NOBODY, NOBODY_UID
 
 LOOPBACK: dict[Family, str] = {4: "127.0.0.0/8", 6: "::1"}
 # Connection tracking does not follow these (RFC 4861, RFC 3810), so they are accepted by type. No redirects: a host of
@@ -33,12 +34,6 @@ LOOPBACK: dict[Family, str] = {4: "127.0.0.0/8", 6: "::1"}
 _NEIGHBOUR_DISCOVERY = (
     "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, "
     "mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept"
-)
-_CHAINS = (  # chain, lookup, address, port: "to" is keyed by whom we ask, "from" by who asks us
-    ("to_peer", "to", "{ip} daddr", "th dport"),
-    ("to_peer_reply", "to", "{ip} saddr", "th sport"),
-    ("from_peer", "from", "{ip} saddr", "th dport"),
-    ("from_peer_reply", "from", "{ip} daddr", "th sport"),
 )
 
 
@@ -66,9 +61,9 @@ class AgentNft:
         rules, count = {}, 0
         for host in topology.hosts.values():
             if host.takes_agent:
-                lookups = _lookups(host, resolver)
-                rules[Point("host", host.name)] = _text(lookups, reduced.loopback, self.mode)
-                count += sum(lookup.count for lookup in lookups.values())
+                asked, asking = _lookups(host, resolver)
+                rules[Point("host", host.name)] = _text(asked, asking, reduced.loopback, self.mode)
+                count += asked.count + asking.count
         return Native(rules, reduced, approximations, count)
 
     def render(self, native: Native, topology: Topology) -> Deployment:
@@ -86,26 +81,34 @@ class AgentNft:
         return sightings(point, lines)
 
     def _policy_file(self, topology: Topology, host: Host) -> bytes:
-        users = {str(uid): user for user, uid in sorted(topology.users.items())}
         content = {
             "version": 1,
             "mode": self.mode,
             "hooks": ["input", "output"],
             "addresses": [host.v4, host.v6],
-            "users": users,
+            "users": {str(uid): user for uid, user in _users(topology).items()},
+            "marks": list(_users(topology))[:MAX_USERS],  # the uid of mark 1, of mark 2, ...
         }
         return json.dumps(content, indent=1).encode() + b"\n"
 
 
-def _lookups(host: Host, resolver: Resolver) -> dict[str, Lookup]:
+def _users(topology: Topology) -> dict[int, str]:
+    """User names by uid: the scenario's, and those of executables that it does not declare."""
+    declared = {uid: user for user, uid in topology.users.items()}
+    return dict(sorted(({0: "root", NOBODY_UID: NOBODY} | declared).items()))
+
+
+def _lookups(host: Host, resolver: Resolver) -> tuple[Lookup, Lookup]:
+    """Keyed by whom this host asks, and by who asks this host."""
     default = resolver.policy.default == "allow"
-    lookups = {name: Lookup(name, 1, default) for name in ("to", "from")}
+    users = tuple(_users(resolver.topology))[:MAX_USERS]
+    asked, asking = Lookup("to", 1, default, users), Lookup("from", 1, default)
     for peer in resolver.topology.hosts.values():
         for family in FAMILIES:
             for address in _addresses(host, peer, family, resolver.policy.loopback):
-                lookups["to"].add([address], resolver.services(host, peer, family), family)
-                lookups["from"].add([address], resolver.services(peer, host, family), family)
-    return lookups
+                asked.add([address], resolver.services(host, peer, family), family)
+                asking.add([address], resolver.services(peer, host, family), family)
+    return asked, asking
 
 
 def _addresses(host: Host, peer: Host, family: Family, loopback: bool) -> Iterator[str]:
@@ -114,13 +117,15 @@ def _addresses(host: Host, peer: Host, family: Family, loopback: bool) -> Iterat
         yield LOOPBACK[family]
 
 
-def _text(lookups: dict[str, Lookup], loopback: bool, mode: Mode) -> str:
-    chains = [line for name, lookup, address, port in _CHAINS for line in lookups[lookup].chain(name, address, port)]
+def _text(asked: Lookup, asking: Lookup, loopback: bool, mode: Mode) -> str:
+    """A reply belongs to the flow it answers: it is looked up the other way round, by its source port."""
     hooks = [
-        Hook("input", "from_peer", "to_peer_reply", DROP, _exempt("iif", "saddr", loopback), "in"),
-        Hook("output", "to_peer", "from_peer_reply", REJECT, _exempt("oif", "daddr", loopback), "out"),
+        Hook("input", "in", Question(asking, "{ip} saddr", "th dport"), Question(asked, "{ip} saddr", "th sport"),
+             DROP, _exempt("iif", "saddr", loopback)),
+        Hook("output", "out", Question(asked, "{ip} daddr", "th dport"), Question(asking, "{ip} daddr", "th sport"),
+             REJECT, _exempt("oif", "daddr", loopback)),
     ]
-    return ruleset(list(lookups.values()), chains, hooks, mode)
+    return ruleset([asked, asking], hooks, mode)
 
 
 def _exempt(interface: str, address: str, loopback: bool) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from enforcers.agent.bundle import agent_plan
 from enforcers.agent.records import sightings
 from enforcers.base import Resolver, effective
-from enforcers.nft import DROP, Hook, Lookup, Mode, ruleset
+from enforcers.nft import DROP, Hook, Lookup, Mode, Question, ruleset
 from lab.model import FAMILIES, Deployment, Feature, Flow, Native, Point, Policy, Sighting, Topology
 
 
@@ -36,18 +36,16 @@ class Chokepoint:
         """One rule set, keyed by source and target address, for every ordered pair in different segments."""
         reduced, approximations = effective(policy)
         lookup = _lookup(Resolver(reduced, topology), topology)
-        chains = [
-            *lookup.chain("pair", "{ip} saddr . {ip} daddr", "th dport"),
-            *lookup.chain("pair_reply", "{ip} daddr . {ip} saddr", "th sport"),
-        ]
-        text = ruleset([lookup], chains, [Hook("forward", "pair", "pair_reply", DROP, (), "forward")], self.mode)
+        original = Question(lookup, "{ip} saddr . {ip} daddr", "th dport")
+        reply = Question(lookup, "{ip} daddr . {ip} saddr", "th sport")
+        text = ruleset([lookup], [Hook("forward", "forward", original, reply, DROP)], self.mode)
         return Native({Point("router", topology.router): text}, reduced, approximations, lookup.count)
 
     def render(self, native: Native, topology: Topology) -> Deployment:
         """The same daemon as a host agent's, in router mode: nothing on any host."""
-        users: dict[str, str] = {}
-        content = {"version": 1, "mode": self.mode, "hooks": ["forward"], "addresses": [], "users": users}
-        policy = json.dumps(content, indent=1).encode() + b"\n"
+        known = {"version": 1, "mode": self.mode, "hooks": ["forward"]}
+        nobody: dict[str, object] = {"addresses": [], "users": {}, "marks": []}  # no user's socket is on the router
+        policy = json.dumps(known | nobody, indent=1).encode() + b"\n"
         return {Point("router", topology.router): agent_plan("router", rules, policy)
                 for rules in native.rules.values()}
 

@@ -6,11 +6,13 @@ It exists to test what judges: a lie planted here must come out of the experimen
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import IO
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from lab.hosts.roles import path_of
 from lab.model import Deployment, Family, Flow, Native, Outcome, Point, Policy, Sighting, Topology
 
 Covers = Callable[[Flow], bool]
+_CRR_US, _RR_US = 70.0, 16.0  # what an exchange takes here when nobody lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,14 @@ class FakeTestbed:
         return self.lies.get(self.state.arm, Lies()).dead
 
     def run(self, host: str, argv: Sequence[str], *, input: bytes = b"", daemon: bool = False) -> Completed:
-        return Completed(0, b"", b"")
+        """Answers iperf3's client, the one command that an instrument runs, from the planted slowness."""
+        bps = 1e10 * _RR_US / (_RR_US + self.lie().slow_us)
+        answer = json.dumps({"end": {"sum_received": {"bits_per_second": bps}}})
+        return Completed(0, answer.encode() if "iperf3" in argv else b"", b"")
 
     def spawn(self, host: str, argv: Sequence[str], *, process: str | None = None,
               env: Mapping[str, str] | None = None) -> HostProcess:
-        raise OSError("fake: there are no processes here")
+        return FakeProcess()
 
     def put(self, host: str, files: Mapping[str, bytes]) -> None:
         """Nothing: there are no files."""
@@ -77,6 +83,21 @@ class FakeTestbed:
 
     def enforcement(self, arm: str, covers: Covers) -> FakeEnforcement:
         return FakeEnforcement(self, arm, covers)
+
+
+class FakeProcess:
+    """A process that says it listens, and has ended."""
+
+    def __init__(self) -> None:
+        self.stdin: IO[bytes] = io.BytesIO()
+        self.stdout: IO[bytes] = io.BytesIO(b"listening\n")
+        self.pid = 0
+
+    def wait(self, timeout: float | None = None) -> int:
+        return 0
+
+    def kill(self) -> None:
+        """Nothing: it has ended."""
 
 
 class FakeEnforcement:
@@ -129,10 +150,10 @@ class FakeServices:
         return Exploited(got, "", "", "")
 
     def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:
-        return self._loop(70.0)
+        return self._loop(_CRR_US)
 
     def rr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:
-        return self._loop(16.0)
+        return self._loop(_RR_US)
 
     def request(self, actor: Actor, verb: str, *args: str, timeout_s: float = 1.0) -> tuple[str, ...]:
         return ()
@@ -184,6 +205,6 @@ class FakeServices:
 
 
 @contextlib.contextmanager
-def up(topology: Topology, lies: Mapping[str, Lies], actors: Collection[Actor] = ()) -> Iterator[FakeTestbed]:
-    """A fake testbed; `actors` is taken as given, since nothing has to be started."""
+def up(topology: Topology, lies: Mapping[str, Lies]) -> Iterator[FakeTestbed]:
+    """A fake testbed. Nothing has to be started."""
     yield FakeTestbed(topology, lies)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 from lab.backends import mininet_net
 from lab.backends.base import Completed, Usage
@@ -23,7 +24,7 @@ from lab.model import FAMILIES, STRANGER, Family, Flow, Topology
 UP_TIMEOUT_S = 60.0
 
 
-class LabDown(RuntimeError):
+class LabDownError(RuntimeError):
     """The lab did not come up; the message names the host and what it lacked."""
 
 
@@ -120,7 +121,7 @@ class MininetTestbed:
     def _start_on(self, actors: list[Actor]) -> list[init_client.Handle]:
         host = actors[0].host
         binary = self._labhost.read_bytes()
-        self.put(host, {path: binary for path in {roles.path_of(self.topology, actor.process) for actor in actors}})
+        self.put(host, dict.fromkeys({roles.path_of(self.topology, actor.process) for actor in actors}, binary))
         return [init_client.spawn(self.socket(host), self._serve(actor), cgroup=self.cgroup_of(host, False))
                 for actor in actors]
 
@@ -136,8 +137,8 @@ class MininetTestbed:
 
     def _serve(self, actor: Actor) -> list[str]:
         uid = 0 if actor.process == roles.OBSERVER else self.topology.users.get(actor.user, 65534)
-        argv = [roles.path_of(self.topology, actor.process), "serve", "--control", str(RUN_DIR / "control.sock"), "--host", actor.host,
-                "--process", actor.process, "--user", actor.user, "--uid", str(uid)]
+        argv = [roles.path_of(self.topology, actor.process), "serve", "--control", str(RUN_DIR / "control.sock"),
+                "--host", actor.host, "--process", actor.process, "--user", actor.user, "--uid", str(uid)]
         declared = self.topology.processes.get(actor.process)
         if declared and declared.vulnerable and declared.user == actor.user:
             argv.append("--vulnerable")
@@ -155,7 +156,7 @@ class MininetTestbed:
             if not waiting:
                 return
         named = ", ".join(f"{host} (IPv{family})" for host, family in waiting[:5])
-        raise LabDown(f"lab: {len(waiting)} hosts never exchanged a datagram with a neighbour, first {named}")
+        raise LabDownError(f"lab: {len(waiting)} hosts never exchanged a datagram with a neighbour, first {named}")
 
     def _hello(self, name: str, family: Family) -> Attempt:
         host = self.topology.hosts[name]
@@ -180,8 +181,8 @@ class ChildOnHost:
         finally:
             os.close(child_in)
             os.close(child_out)
-        self.stdin = os.fdopen(self_in, "wb", buffering=0)
-        self.stdout = os.fdopen(self_out, "rb")
+        self.stdin: IO[bytes] = os.fdopen(self_in, "wb", buffering=0)
+        self.stdout: IO[bytes] = os.fdopen(self_out, "rb")
         self.pid = self._handle.pid
 
     def wait(self, timeout: float | None = None) -> int:
@@ -215,10 +216,10 @@ def _pss(pid: int) -> int:
 @contextlib.contextmanager
 def up(topology: Topology, labhost: Path, cgroup: Path | None,
        actors: Collection[Actor]) -> Iterator[MininetTestbed]:
-    """Stand the topology up, services running, every host heard by a neighbour. Raises LabDown or OSError."""
+    """Stand the topology up, services running, every host heard by a neighbour. Raises LabDownError or OSError."""
     missing = [tool for tool in ("ip", "nft") if shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") is None]
     if missing:
-        raise LabDown(f"lab: {' and '.join(missing)} not found; apt-get install -y iproute2 nftables")
+        raise LabDownError(f"lab: {' and '.join(missing)} not found; apt-get install -y iproute2 nftables")
     testbed = MininetTestbed(topology, labhost, cgroup, actors)
     try:
         yield testbed

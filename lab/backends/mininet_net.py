@@ -23,7 +23,7 @@ import mininet.topo
 
 from lab.hosts import init_client
 from lab.isolation import tool_env
-from lab.model import Family, Host, Segment, Topology
+from lab.model import FAMILIES, Family, Host, Segment, Topology
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -56,14 +56,17 @@ ROUTER_SYSCTLS: dict[str, str] = {
 class LabHost(mininet.node.Host):  # type: ignore[misc]
     """A Mininet host held by `labhost init`; `params`: labhost (path of the binary), socket (its control)."""
 
+    pid: int | None
+
     def startShell(self, mnopts: str | None = None) -> None:  # noqa: N802 (Mininet's name)
         argv = [str(self.params["labhost"]), "init", "--socket", str(self.params["socket"])]
-        self.shell = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.shell: subprocess.Popen[bytes] = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         self.socket = Path(self.params["socket"])
 
     def await_ready(self) -> None:
         """Wait until the host's namespaces stand. Raises OSError with what init said otherwise."""
         if self.pid is None:
+            assert self.shell.stdout is not None
             line = self.shell.stdout.readline().split()
             if len(line) != 2 or line[0] != b"ready":
                 raise OSError(f"host {self.name}: labhost init did not start (status {self.shell.poll()})")
@@ -202,7 +205,7 @@ def _links(topology: Topology, pids: dict[str, int]) -> Iterator[str]:
 def _host_config(topology: Topology, host: Host) -> Iterator[str]:
     segment = topology.segments[host.segment]
     yield "link set eth0 up"
-    for family in (4, 6):
+    for family in FAMILIES:
         yield f"addr add {host.address(family)}/{_length(segment, family)} dev eth0{' nodad' if family == 6 else ''}"
         yield f"route add default via {_gateway(segment, family)} dev eth0"
         yield _neighbour(_gateway(segment, family), router_mac(topology, segment.name), "eth0")
@@ -215,11 +218,11 @@ def _router_config(topology: Topology) -> Iterator[str]:
     device = {name: f"eth{index}" for index, name in enumerate(topology.segments)}
     for name, segment in topology.segments.items():
         yield f"link set {device[name]} up"
-        for family in (4, 6):
+        for family in FAMILIES:
             nodad = " nodad" if family == 6 else ""
             yield f"addr add {_gateway(segment, family)}/{_length(segment, family)} dev {device[name]}{nodad}"
     for host in topology.hosts.values():
-        for family in (4, 6):
+        for family in FAMILIES:
             yield _neighbour(host.address(family), host.mac, device[host.segment])
 
 
@@ -241,7 +244,7 @@ def _length(segment: Segment, family: Family) -> int:
 @contextlib.contextmanager
 def netns(pid: int) -> Iterator[None]:
     """Run the block in the network namespace of `pid`. Only this thread moves, and it comes back."""
-    with open("/proc/thread-self/ns/net") as here, open(f"/proc/{pid}/ns/net") as there:
+    with Path("/proc/thread-self/ns/net").open() as here, Path(f"/proc/{pid}/ns/net").open() as there:
         _setns(there.fileno())
         try:
             yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,8 +28,9 @@ def build(out_dir: Path) -> Path:
     compiler = shutil.which("gcc")
     if compiler is None:
         raise BuildError("labhost: gcc not found; apt-get install -y gcc libc6-dev")
-    # Under a name of our own first: another run may be compiling, or reading, at the same time.
-    unfinished = out_dir / f".labhost-{os.getpid()}"
+    # Under a name of our own first: another run may be compiling, or reading, at the same time. (Not named by the
+    # process id, which is 1 in every run's namespace.)
+    unfinished = out_dir / f".labhost-{secrets.token_hex(8)}"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         _compile([compiler, *FLAGS, "-o", str(unfinished), *map(str, sources)])

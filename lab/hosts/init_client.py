@@ -118,8 +118,8 @@ def spawn(
               if value is not None]
     fields += [f"env={key}={value}" for key, value in (env or {}).items()]
     fields += ["detach=1"] * detach + ["--", *argv]
-    if any("\0" in field for field in fields):
-        raise ValueError("a command cannot contain NUL")
+    if not argv or any("\0" in field for field in fields):
+        raise ValueError(f"{list(argv)}: a command has a name, and no NUL in any part")
     payload = b"".join(os.fsencode(field) + b"\0" for field in fields)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -123,6 +123,10 @@ static void tcp_ready(struct watch *w, uint32_t events)
         int error = 0;
         socklen_t len = sizeof error;
         getsockopt(w->fd, SOL_SOCKET, SO_ERROR, &error, &len);
+        if (events & EPOLLERR) {
+            int queued = queued_error(w->fd);
+            error = error ? error : queued;
+        }
         if (error) {
             finish(p, outcome_of(error, false), error);
             return;
@@ -150,6 +154,7 @@ static int tcp_open(const union addr *to, int *fd)
         return errno;
     setsockopt(*fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     setsockopt(*fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    report_errors(*fd, addr_family(to));
     return connect(*fd, &to->sa, addr_len(to)) && errno != EINPROGRESS ? errno : 0;
 }
 
@@ -157,14 +162,12 @@ static int tcp_open(const union addr *to, int *fd)
 
 static int datagram_open(const union addr *to, int proto, int *fd)
 {
-    bool v4 = to->sa.sa_family == AF_INET;
-    int one = 1;
-    int kind = proto == UDP ? IPPROTO_UDP : v4 ? (int)IPPROTO_ICMP : (int)IPPROTO_ICMPV6;
+    int icmp = addr_family(to) == 4 ? (int)IPPROTO_ICMP : (int)IPPROTO_ICMPV6;
+    int kind = proto == UDP ? (int)IPPROTO_UDP : icmp;
     *fd = socket(to->sa.sa_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, kind);
     if (*fd < 0)
         return errno;
-    if (proto == ICMP) /* or "unreachable" would not be told to a ping socket */
-        setsockopt(*fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_RECVERR : IPV6_RECVERR, &one, sizeof one);
+    report_errors(*fd, addr_family(to));
     union addr peer = *to;
     if (proto == ICMP)
         peer.in.sin_port = 0; /* sin6_port lies at the same place */
@@ -187,40 +190,26 @@ static int datagram_send(struct probe *p, bool v4)
     return 0;
 }
 
-/* Empty the error queue, or it would be reported for ever. */
-static void drop_queued_errors(int fd)
-{
-    uint8_t room[512];
-    struct iovec iov = {room, sizeof room};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-    while (recvmsg(fd, &msg, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0)
-        ;
-}
-
 static void datagram_ready(struct watch *w, uint32_t events)
 {
     struct probe *p = container_of(w, struct probe, w);
     uint8_t packet[2048];
     size_t skip = p->proto == ICMP ? ECHO_HEADER : 0;
-    if (events & EPOLLERR)
-        drop_queued_errors(w->fd);
+    int error = events & EPOLLERR ? queued_error(w->fd) : 0;
     for (;;) {
         ssize_t n = recv(w->fd, packet, sizeof packet, 0);
         if (n < 0 && errno == EAGAIN)
-            return;
-        /* A redirect or a smaller path MTU is advice: the answer may still come. */
-        if (n < 0 && (errno == EINTR || errno == EREMOTEIO || errno == EMSGSIZE))
-            continue;
-        if (n < 0) {
-            finish(p, outcome_of(errno, false), errno);
-            return;
-        }
+            break;
+        if (n < 0 && errno != EINTR && !is_advice(errno))
+            error = errno;
         if ((size_t)n == skip + RECORD && !memcmp(packet + skip, p->record, RECORD)) {
             p->bytes += RECORD;
             finish(p, OPEN, 0);
             return;
         }
     }
+    if (error)
+        finish(p, outcome_of(error, false), error);
 }
 
 /* --- starting --- */

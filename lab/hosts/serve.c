@@ -68,7 +68,7 @@ void say_raw(const void *bytes, size_t n)
     buffer_add(&out, bytes, n);
 }
 
-static void flush_out(void)
+static void write_out(void)
 {
     while (out.len) {
         ssize_t n = send(control.fd, buffer_head(&out), out.len, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -77,17 +77,23 @@ static void flush_out(void)
         if (n < 0 && errno != EAGAIN)
             exit(0); /* the controller is gone, and we with it */
         if (n < 0)
-            break;
+            return;
         buffer_take(&out, (size_t)n);
+    }
+}
+
+static void flush_out(void)
+{
+    write_out();
+    if (lost && !out.len) {
+        say_answer("lost\t%lu\n", lost);
+        lost = 0;
+        write_out();
     }
     bool blocked = out.len > 0;
     if (blocked != out_blocked)
         loop_change(&control, blocked ? EPOLLIN | EPOLLOUT : EPOLLIN);
     out_blocked = blocked;
-    if (lost && !blocked) {
-        say_answer("lost\t%lu\n", lost);
-        lost = 0;
-    }
 }
 
 /* --- what we are told --- */
@@ -264,47 +270,50 @@ static void become(uid_t uid)
         die("--uid %u: %s", uid, strerror(errno));
 }
 
-static void usage(void)
-{
-    die("serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]");
-}
+struct options {
+    const char *control;
+    long uid;
+    bool observe;
+};
 
-int serve_main(int argc, char **argv)
+static struct options read_options(int argc, char **argv)
 {
-    static const struct option options[] = {
+    static const struct option known[] = {
         {"control", required_argument, NULL, 'c'}, {"host", required_argument, NULL, 'h'},
         {"process", required_argument, NULL, 'p'}, {"user", required_argument, NULL, 'u'},
         {"uid", required_argument, NULL, 'n'},     {"observe-icmp", no_argument, NULL, 'i'},
         {"vulnerable", no_argument, NULL, 'v'},    {NULL, 0, NULL, 0},
     };
-    const char *path = NULL;
-    long uid = -1;
-    bool observe = false;
-    for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+    struct options got = {.uid = -1};
+    bool good = true;
+    for (int o; (o = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (o) {
-        case 'c': path = optarg; break;
+        case 'c': got.control = optarg; break;
         case 'h': me.host = optarg; break;
         case 'p': me.process = optarg; break;
         case 'u': me.user = optarg; break;
-        case 'i': observe = true; break;
+        case 'n': good = good && parse_long(optarg, 0, 0xfffffffe, &got.uid); break;
+        case 'i': got.observe = true; break;
         case 'v': me.vulnerable = true; break;
-        case 'n':
-            if (parse_long(optarg, 0, 0xfffffffe, &uid))
-                break;
-            /* fall through */
-        default: usage();
+        default: good = false;
         }
     }
-    if (!path || !me.host || !me.process || !me.user || uid < 0 || optind != argc)
-        usage();
+    if (!good || !got.control || !me.host || !me.process || !me.user || got.uid < 0 || optind != argc)
+        die("serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]");
+    return got;
+}
+
+int serve_main(int argc, char **argv)
+{
+    struct options o = read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGCHLD, SIG_IGN); /* the kernel reaps: a loop's child reports through its pipe */
     raise_file_limit();
     sched_getaffinity(0, sizeof all_cpus, &all_cpus);
-    control = (struct watch){control_ready, connect_control(path)};
-    if (observe)
+    control = (struct watch){control_ready, connect_control(o.control)};
+    if (o.observe)
         observe_icmp();
-    become((uid_t)uid);
+    become((uid_t)o.uid);
     loop_init();
     loop_add(&control, EPOLLIN);
     observe_icmp_start();

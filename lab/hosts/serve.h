@@ -53,6 +53,13 @@ enum outcome { OPEN, REFUSED, DENIED_LOCALLY, UNREACHABLE, TIMED_OUT, BROKEN };
 extern const char *const outcome_names[];
 /* `direct`: the call itself returned it; otherwise the network said so later. See verdict.c. */
 enum outcome outcome_of(int error, bool direct);
+/* Have ICMP errors about a client's socket queued, at once. Without it they are told for some codes only, and a TCP
+ * connect that meets one while the kernel still holds the socket learns of it a second later, from its second SYN. */
+void report_errors(int fd, int family);
+/* Empty the queue of ICMP errors; the last one that ends an attempt, or 0. */
+int queued_error(int fd);
+/* A redirect or a smaller path MTU: the answer may still come. */
+bool is_advice(int error);
 
 /* The record that proves an arrival: 32 bytes, little-endian numbers. */
 enum { RECORD = 32 };

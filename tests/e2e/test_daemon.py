@@ -109,6 +109,42 @@ def find(node: Node, plan: PointPlan, proto: str, said: dict[str, object], kind:
     return found[0]
 
 
+WIDE = policy(Rule("all", "allow", Selector(), Selector(), (Service("tcp", 80, 80), Service("udp", 53, 60))))
+
+
+@pytest.mark.parametrize("deployed", [(AgentNft(), WIDE)], indirect=True, ids=["agent"])
+@FAMILIES
+def test_agent_names_both_ends_of_a_flow_within_one_host(
+        nodes: dict[str, Node], deployed: dict[str, PointPlan], family: int) -> None:
+    with nodes["a"].endpoint("asker", 20001, "ask", "tcp", A[family], "80") as said:
+        assert said["outcome"] == "OPEN"
+        flow = find(nodes["a"], deployed["a"], "tcp", said)
+    assert (flow["process"], flow["user"], flow["target_process"]) == ("/run/bin/asker", "asker", "/run/bin/server")
+
+
+@pytest.mark.parametrize("deployed", [(AgentNft(), WIDE), (Chokepoint(), WIDE)], indirect=True,
+                         ids=["agent", "chokepoint"])
+@FAMILIES
+def test_icmp_errors_about_an_allowed_flow_come_back(
+        nodes: dict[str, Node], deployed: dict[str, PointPlan], family: int) -> None:
+    assert nodes["a"].ask("udp", B[family], "60") == "ECONNREFUSED", "nobody listens there, and the target says so"
+
+
+@AGENTS
+def test_agent_knows_the_user_even_when_the_socket_is_gone(
+        nodes: dict[str, Node], deployed: dict[str, PointPlan]) -> None:
+    burst = ("import os, socket; os.setuid(20001)\n"
+             "for i in range(200):\n"
+             f"    socket.create_connection(('{B[4]}', 80)).close()\n")
+    nodes["a"].run("/usr/bin/python3", "-c", burst)
+    records = nodes["a"].records(deployed["a"])
+    flows = [r for r in records if r["t"] == "flow"]
+    assert len(flows) == 200
+    assert {r["user"] for r in flows} == {"asker"}
+    assert all(r["process"] or r["why"] for r in flows), "what is not known has a reason"
+    assert nodes["a"].records(deployed["a"])[0]["events"] <= 200
+
+
 @ROUTER
 @FAMILIES
 def test_router_records_flows_and_denials_without_processes(
@@ -195,6 +231,16 @@ def test_stop_leaves_nothing_and_repeats(nodes: dict[str, Node]) -> None:
     host.run(*plan.down[0])
     assert b"somebody_else" in host.run("nft", "list", "tables").stdout
     host.run("nft", "delete", "table", "inet", "somebody_else")
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(nodes: dict[str, Node]) -> None:
+    host, plan = nodes["a"], plans(AgentNft())["a"]
+    before = state(host)
+    host.place(plan)
+    host.run("tee", "/run/host/agent/rules.nft", input=b"nonsense\n")
+    done = host.run(*plan.up[0], check=False)
+    assert done.returncode == 1 and done.stderr.startswith(b"agent start: nft: ") and done.stderr.count(b"\n") == 1
+    assert state(host) == before
 
 
 def state(host: Node) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""200 hosts, all pairs: everything opens with nothing enforced; what a planted rule drops is told apart from all else."""
+"""200 hosts, all pairs: all is open with nothing enforced, and what a planted rule drops is told apart from it."""
 
 from __future__ import annotations
 

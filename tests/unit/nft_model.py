@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
+
 @dataclass(frozen=True)
 class Packet:
     """The first packet of a flow, or with `reply` the first of the other direction of a flow that is tracked."""
@@ -83,9 +84,11 @@ class Ruleset:
             return "drop", ""
         if line == "meta l4proto tcp reject with tcp reset":
             return ("drop" if packet.proto == "tcp" else ""), ""
-        if re.fullmatch(r"ct mark set 0x[0-9a-f]{8}", line) or line.startswith("icmpv6 type { nd-router-solicit"):
+        if re.fullmatch(r"ct mark set (0x[0-9a-f]{5}000|meta skuid map \{( \d+ : 0x[0-9a-f]{8},?)+ \})", line):
+            return "", ""
+        if line.startswith("icmpv6 type { nd-router-solicit"):
             return "", ""  # no packet here is neighbour discovery
-        if re.fullmatch(r"ct mark 0x[0-9a-f]{8} accept", line):
+        if re.fullmatch(r"ct mark and 0xfffff000 == 0x[0-9a-f]{5}000 accept", line):
             return ("accept" if packet.marked else ""), ""
         if match := re.fullmatch(r"ct state vmap \{ related : accept, invalid : (accept|drop) \}", line):
             return {"related": "accept", "invalid": match[1]}.get(packet.state, ""), ""

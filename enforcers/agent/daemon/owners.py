@@ -65,11 +65,13 @@ class Owners:
             return Owner(None, None, why="kernel")
         local, remote = (flow.target, flow.dport), (flow.source, flow.sport)
         found = self._lookup(flow.proto, local, remote)
-        by = "socket"
-        if found and (found.listening or not found.inode):
-            # A connection that no process has accepted yet has no owner but the one it will be accepted by.
-            found, by = self._lookup(flow.proto, local, (bytes(len(flow.source)), 0)) or found, "listener"
-        return self._owner(found, by)
+        if found and found.inode and not found.listening:
+            owner = self._owner(found, "socket")
+            if owner.path:
+                return owner
+        # A connection that no process has accepted yet has no owner but the one it will be accepted by; of one that
+        # is closed already, the listener is who accepted it.
+        return self._owner(self._lookup(flow.proto, local, (bytes(len(flow.source)), 0)), "listener")
 
     def _owner(self, found: Socket | None, by: str) -> Owner:
         if found is None:
@@ -145,10 +147,10 @@ class OpenSockets:
             if _link(pid, fd) == wanted:
                 return pid
         now = time.monotonic()
-        pids = self._candidates(uid, now)
-        if (place := self._search(pids, inode, now, full=False)) is None and now - self._full_at > _FULL_EVERY_S:
+        place = self._search(self._candidates(uid, now), inode, now, full=False)
+        if place is None and now - self._full_at > _FULL_EVERY_S:
             self._full_at = now
-            place = self._search(pids, inode, now, full=True)
+            place = self._search(list(self._uids), inode, now, full=True)
         if place is None:
             return None
         hot.appendleft(place)
@@ -156,11 +158,13 @@ class OpenSockets:
 
     def _candidates(self, uid: int, now: float) -> list[str]:
         """Processes with this user id; all of them where none has it (the socket was made under another)."""
-        if now - self._uids_at > _UIDS_S:
+        running = [pid for pid in os.listdir("/proc") if pid.isdigit()]
+        if now - self._uids_at > _UIDS_S:  # a process may change its user
             self._uids_at = now
-            self._uids = {pid: _uids_of(pid) for pid in os.listdir("/proc") if pid.isdigit()}
-            self._known = {pid: files for pid, files in self._known.items() if pid in self._uids}
-        return [pid for pid, uids in self._uids.items() if uid in uids] or list(self._uids)
+            self._uids = {}
+        self._uids = {pid: self._uids.get(pid) or _uids_of(pid) for pid in running}
+        self._known = {pid: files for pid, files in self._known.items() if pid in self._uids}
+        return [pid for pid, uids in self._uids.items() if uid in uids] or running
 
     def _search(self, pids: list[str], inode: int, now: float, full: bool) -> tuple[str, str] | None:
         for pid in pids:

@@ -8,7 +8,6 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 
 from . import conntrack, settings
@@ -18,7 +17,6 @@ from .watch import Watch, line
 _PEERCRED = struct.Struct("=iII")  # pid, uid, gid
 _COMMAND_TIMEOUT_S = 30.0
 _LINES_PER_SEND = 500
-MODES = ("agent", "router")
 
 
 class Service:
@@ -43,11 +41,10 @@ class Service:
         poll = select.poll()
         for sock in (self._watch.events, self._watch.denials, self._listener):
             poll.register(sock, select.POLLIN)
-        stopping = False
+        stopping = more = False
         while not stopping:
-            ready = {fd for fd, _ in poll.poll()}
-            while self._watch.pump():
-                pass
+            ready = {fd for fd, _ in poll.poll(0 if more else None)}
+            more = self._watch.pump()
             if self._listener.fileno() in ready:
                 stopping = self._serve_one()
         self._watch.close()
@@ -64,18 +61,13 @@ class Service:
         return False
 
     def _answer(self, word: str, client: socket.socket) -> bool:
-        commands: dict[str, Callable[[socket.socket], None]] = {
-            "ready": lambda _client: None, "stop": lambda _client: None,
-            "update": lambda _client: self._update(), "collect": self._collect,
-        }
         try:
-            if word not in commands:
+            if word == "update":
+                self._update()
+            elif word not in ("ready", "stop", "collect"):
                 raise AgentError(f"unknown command {word!r}")
-            if word != "collect":
-                commands[word](client)
-                client.sendall(b"ok\n")
-            else:
-                client.sendall(b"ok\n")
+            client.sendall(b"ok\n")
+            if word == "collect":
                 self._collect(client)
         except AgentError as err:
             client.sendall(f"error {err}\n".encode())
@@ -93,8 +85,7 @@ class Service:
             if len(pending) == _LINES_PER_SEND:
                 client.sendall(b"".join(pending))
                 pending.clear()
-                while self._watch.pump():  # the kernel's buffers fill while a long answer goes out
-                    pass
+                self._watch.pump()  # the kernel's buffers fill while a long answer goes out
         client.sendall(b"".join(pending))
 
 
