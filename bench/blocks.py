@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
@@ -41,7 +42,7 @@ class Cell:
     invalid: tuple[str, ...]
     spoilt: tuple[str, ...]  # why the application's figures alone do not count
     seconds: float
-    verified: int  # probes of the policy before and after the windows
+    verified: int  # probes of the policy before, during (beside the application's window) and after
     contradicted: int  # of these, not as in the arm's own matrix
 
 
@@ -72,6 +73,7 @@ def run_blocks(plan: CostPlan, arms: Sequence[Arm], checks: dict[str, Check], te
 def _cell(plan: CostPlan, block: int, order: int, name: str, arm: Arm, check: Check, testbed: Testbed,
           traffic: Traffic | None) -> Cell:
     begin = time.monotonic()
+    times = 3 if traffic and plan.rate else 2
     arm.enforcement.up()
     try:
         wrong = [f"before: {problem}" for problem in verify(check, testbed)]
@@ -82,7 +84,10 @@ def _cell(plan: CostPlan, block: int, order: int, name: str, arm: Arm, check: Ch
         if window.errors:
             failed.append(f"{window.errors} exchanges failed along {plan.flow}")
         if traffic and plan.rate:
-            app = traffic.run(plan.rate, APP_WINDOW_S, APP_RAMP_S)
+            with ThreadPoolExecutor(1) as beside:
+                during = beside.submit(verify, check, testbed)
+                app = traffic.run(plan.rate, APP_WINDOW_S, APP_RAMP_S)
+                wrong += [f"during: {problem}" for problem in during.result()]
             # A generator past its knee spoils the application's figures, not those of the lighter client.
             figures.update({} if app.invalid else _app(app.from_intended_us))
             spoilt = app.invalid
@@ -91,7 +96,7 @@ def _cell(plan: CostPlan, block: int, order: int, name: str, arm: Arm, check: Ch
         arm.enforcement.down()
     testbed.services.drain_events()
     return Cell(block, name, order, figures, (*wrong, *failed), spoilt, time.monotonic() - begin,
-                2 * (len(check.allowed) + len(check.denied)), len(wrong))
+                times * (len(check.allowed) + len(check.denied)), len(wrong))
 
 
 def _app(latencies: ArrayLike) -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -91,8 +90,3 @@ _CHECKS: dict[str, Callable[[], str | None]] = {
     "iperf3": _iperf3,
     "cgroup2": _cgroup2,
 }
-
-
-def report() -> str:
-    """Every feature and what is wrong with it, as JSON, for the result's environment."""
-    return json.dumps({name: check() or "here" for name, check in _CHECKS.items()})

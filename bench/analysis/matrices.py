@@ -175,12 +175,6 @@ def flow_kinds(flows: Sequence[Flow], intended: Sequence[bool], topology: Topolo
             for flow, allow in zip(flows, intended, strict=True)]
 
 
-def strata(flows: Sequence[Flow], intended: Sequence[bool], topology: Topology) -> dict[Flow, str]:
-    """The stratum of each flow for a sample: its kind, protocol and family."""
-    kinds = flow_kinds(flows, intended, topology)
-    return {flow: f"{kind} {flow.proto} v{flow.family}" for flow, kind in zip(flows, kinds, strict=True)}
-
-
 def _route(flow: Flow) -> tuple[str, str, str, str, int, int]:
     return flow.source, flow.target, flow.target_process, flow.proto, flow.port, flow.family
 

@@ -15,6 +15,7 @@ from enforcers.base import Resolver, effective
 from enforcers.nft import DROP, MAX_USERS, REJECT, Hook, Lookup, Mode, Question, ruleset
 from lab.model import (
     FAMILIES,
+    Approximation,
     Deployment,
     Family,
     Feature,
@@ -64,6 +65,9 @@ class AgentNft:
                 asked, asking = _lookups(host, resolver)
                 rules[Point("host", host.name)] = _text(asked, asking, reduced.loopback, self.mode)
                 count += asked.count + asking.count
+        if self.mode == "monitor":
+            passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
+            return Native(rules, Policy("allow", ()), (passed,), count)
         return Native(rules, reduced, approximations, count)
 
     def render(self, native: Native, topology: Topology) -> Deployment:
@@ -74,7 +78,9 @@ class AgentNft:
         }
 
     def covers(self, flow: Flow, topology: Topology) -> bool:
-        """Either end has an agent: the source's output or the target's input decides."""
+        """Either end has an agent: the source's output or the target's input decides. A monitor decides nothing."""
+        if self.mode == "monitor":
+            return False
         return topology.hosts[flow.source].takes_agent or topology.hosts[flow.target].takes_agent
 
     def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterable[Sighting]:
@@ -90,6 +96,15 @@ class AgentNft:
             "marks": list(_users(topology))[:MAX_USERS],  # the uid of mark 1, of mark 2, ...
         }
         return json.dumps(content, indent=1).encode() + b"\n"
+
+
+class AgentNftMonitor(AgentNft):
+    """The same agent before anyone dares to enforce: it records what it would deny, and lets it pass."""
+
+    name = "agent-nft-monitor"
+
+    def __init__(self) -> None:
+        super().__init__("monitor")
 
 
 def _users(topology: Topology) -> dict[int, str]:

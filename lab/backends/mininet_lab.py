@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,12 +224,6 @@ def up(topology: Topology, labhost: Path, cgroup: Path | None,
         yield testbed
     finally:
         testbed.close()
-
-
-def python_for(testbed: MininetTestbed, host: str, path: str) -> None:
-    """Place a copy of the interpreter at `path` on `host`, so that what it runs has that executable as its identity."""
-    binary = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
-    testbed.put(host, {path: binary.read_bytes()})
 
 
 def tool(argv: Sequence[str]) -> str:

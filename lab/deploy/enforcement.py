@@ -52,7 +52,12 @@ class AnsibleEnforcement:
         return Installed(time.monotonic() - begin, size / len(deployment), len(deployment))
 
     def up(self) -> float:
-        """Replay `up` at every point at once; returns the seconds until every point says ready."""
+        """Replay `up` at every point at once; returns the seconds until every point says ready.
+
+        The files are placed anew: two arms may keep theirs under the same names, and the other one was here since.
+        """
+        for point, plan in self._deployment.items():
+            self._testbed.put(point.host, plan.files)
         begin = time.monotonic()
         self._each(lambda plan: plan.up)
         self._await_ready()

@@ -16,7 +16,6 @@ from bench.analysis.matrices import (
     flow_kinds,
     gap_classes,
     matrix,
-    strata,
 )
 from bench.analysis.reach import blast_radius, reachable
 from lab.model import (
@@ -140,7 +139,6 @@ def test_kinds_say_what_a_denied_flow_tries() -> None:
     }
     flows, allow = list(cases), [kind == "allowed" for kind in cases.values()]
     assert flow_kinds(flows, allow, TOPOLOGY) == list(cases.values())
-    assert strata(flows, allow, TOPOLOGY)[FLOW] == "allowed tcp v4"
 
 
 def rows_of(flows: Iterable[Flow], covered: Iterable[bool]) -> tuple:  # type: ignore[type-arg]
