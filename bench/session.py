@@ -61,7 +61,8 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
     if options.as_json:
         print(to_json(summary), end="")
     else:
-        terminal.show(summary, Console(highlight=False))
+        # A file or a pipe has no width of its own; 80 columns would fold the table.
+        terminal.show(summary, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
         print(f"\nsaved in {_shown(store.directory)}")
     return assemble.exit_status(summary)
 

@@ -23,6 +23,7 @@ HIGHER_IS_BETTER = frozenset({"crr_rate", "bulk_bps"})
 _SPOKEN: dict[FigureName, str] = {
     "crr_rate": "new connections per second", "cpu_per_conn_us": "CPU per connection",
     "rr_p50_us": "latency on an established connection", "app_p50_us": "application latency"}
+MOST_FINDINGS = 5  # shown; the summary has more, the raw data all
 Cell = Callable[[str, Arm], str]
 
 
@@ -36,6 +37,8 @@ def show(summary: Summary, console: Console | None = None) -> None:
     console.print()
     for arm, said in sentences(summary):
         console.print(f"[bold]{escape(arm)}:[/bold] {escape(said)}")
+        for line in details(arm, summary.arms[arm]):
+            console.print(f"  {escape(line)}")
 
 
 def compare_text(summary: Summary, width: int = 100) -> str:
@@ -112,6 +115,7 @@ def _attack_rows(summary: Summary) -> Iterable[Row]:
         return
     yield "attacker's goal", lambda _, a: _goal(a), ""
     yield "blast radius", lambda _, a: "–" if a.attack is None else _percent(a.attack.blast_radius), ""
+    yield "… no dropped binary", lambda _, a: _alone(a), ""
 
 
 def _effort_rows() -> Iterable[Row]:
@@ -212,7 +216,15 @@ def _goal(arm: Arm) -> str:
         return "–"
     if not arm.attack.reached:
         return "not reached"
-    return "reached" if arm.attack.time_to_goal_s is None else f"reached in {arm.attack.time_to_goal_s:.1f} s"
+    after = arm.attack.time_to_goal_s
+    if after is None:
+        return "reached"
+    return f"reached in {after:.1f} s" if after >= 1 else f"reached in {after * 1000:.0f} ms"
+
+
+def _alone(arm: Arm) -> str:
+    return "–" if arm.attack is None or arm.attack.blast_radius_by_process is None else _percent(
+        arm.attack.blast_radius_by_process)
 
 
 def _unforeseen(_name: str, arm: Arm) -> str:
@@ -252,6 +264,14 @@ def _sentence(summary: Summary, name: str, arm: Arm) -> str:
         return f"not run on this machine: {arm.unsupported}."
     parts = [_passes(name, arm), "" if name == BASELINE else _costs(summary, arm), _sees(name, arm), _attacked(arm)]
     return "; ".join(part for part in parts if part) + "."
+
+
+def details(name: str, arm: Arm) -> list[str]:
+    """Why there are gaps, what was found wrong, and what was not seen, a line each; nothing of the baseline."""
+    if name == BASELINE:
+        return []
+    gaps = [f"gap, {_flows(g.flows)}: {g.reason}" for g in arm.gap_classes]
+    return [*arm.findings[:MOST_FINDINGS], *gaps, *(f"blind spot: {spot}" for spot in arm.blind_spots)]
 
 
 def _passes(name: str, arm: Arm) -> str:

@@ -55,8 +55,11 @@ def summary(**more: Any) -> s.Summary:
         "labctl": "0.1.0", "scenario": "three-tier", "seed": 1, "started": "2026-01-02T03:04:05Z",
         "duration_s": 151.2, "quick": False, "blocks": 8, "aa": aa, "mde": dict.fromkeys(arm().cost, 0.021),
         "arms": {"none": baseline(), "agent-nft": arm(),
-                 "chokepoint": arm(leaks=412, gaps=412, attack=s.Attack(reached=True, blast_radius=0.5,
-                                                                        time_to_goal_s=1.9))}, **more}
+                 "chokepoint": arm(leaks=412, gaps=412, gap_classes=(s.GapClass(
+                     reason="same segment: the traffic crosses no enforcement point", flows=412, leaks=412, breaks=0,
+                     example="a > b"),), blind_spots=("did not see 38 of 38 flows between processes of one host",),
+                     attack=s.Attack(reached=True, blast_radius=0.5, blast_radius_by_process=0.25,
+                                     time_to_goal_s=1.9))}, **more}
     return s.Summary(**values)
 
 
@@ -65,7 +68,8 @@ VARIANTS: dict[str, s.Summary] = {
     "quick-invalid": summary(quick=True, blocks=3, invalid=("traffic: the generator on user1 used 71 % of its core",)),
     "aa-differs": summary(aa=s.AA(cost={"crr_rate": figure(1.08, 0.01)}, differs=("crr_rate",))),
     "unsupported": summary(arms={"none": baseline(), "agent-ebpf": s.Arm(unsupported="the kernel has no BTF")}),
-    "defects": summary(arms={"none": baseline(), "agent-nft": arm(defects=3, leaks=2, breaks=1)}, interrupted=True),
+    "defects": summary(arms={"none": baseline(), "agent-nft": arm(
+        defects=3, leaks=2, breaks=1, findings=("defect: a > b: expected deny, observed OPEN",))}, interrupted=True),
     "imported": summary(arms={"none": baseline(), "agent-nft": arm(
         unforeseen=s.Unforeseen(n=1203, broken=240, share=240 / 1203),
         convergence=s.Convergence(last_leak_s=0.012, last_break_s=0.034, interval_s=0.01))}),
