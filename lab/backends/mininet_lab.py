@@ -21,6 +21,10 @@ from lab.isolation import RUN_DIR
 from lab.model import FAMILIES, STRANGER, Family, Flow, Topology
 
 UP_TIMEOUT_S = 60.0
+# what has to be on the machine, and the Debian package that brings it; Mininet itself asks for mnexec and ifconfig
+_TOOLS = {"ip": "iproute2", "nft": "nftables", "mnexec": "mininet", "ifconfig": "net-tools", "iperf3": "iperf3",
+          "tar": "tar"}
+_TOOL_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 class LabDownError(RuntimeError):
@@ -216,9 +220,9 @@ def _pss(pid: int) -> int:
 def up(topology: Topology, labhost: Path, cgroup: Path | None,
        actors: Collection[Actor]) -> Iterator[MininetTestbed]:
     """Stand the topology up, services running, every host heard by a neighbour. Raises LabDownError or OSError."""
-    missing = [tool for tool in ("ip", "nft") if shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") is None]
+    missing = {package for tool, package in _TOOLS.items() if shutil.which(tool, path=_TOOL_PATH) is None}
     if missing:
-        raise LabDownError(f"lab: {' and '.join(missing)} not found; apt-get install -y iproute2 nftables")
+        raise LabDownError(f"lab: packages are missing; apt-get install -y {' '.join(sorted(missing))}")
     testbed = MininetTestbed(topology, labhost, cgroup, actors)
     try:
         yield testbed

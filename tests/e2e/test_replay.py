@@ -15,7 +15,7 @@ from tests.e2e.isolated import ROOT, needs_root
 @needs_root
 @pytest.mark.e2e
 def test_a_block_runs_the_arm_it_names(tmp_path: Path) -> None:
-    """The enforcing agent comes after the monitor; were its files still there, the monitor's blocks would be invalid."""
+    """The enforcing agent came after the monitor; with its files still there, the monitor's block would be invalid."""
     argv = [sys.executable, "-m", "bench.cli", "run", "three-tier", "--arms", "agent-nft-monitor,agent-nft", "--quick",
             "--blocks", "1", "--json", "--results", str(tmp_path)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
