@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from enforcers.agent.bundle import agent_plan
 from enforcers.agent.records import sightings
@@ -65,9 +66,6 @@ class AgentNft:
                 asked, asking = _lookups(host, resolver)
                 rules[Point("host", host.name)] = _text(asked, asking, reduced.loopback, self.mode)
                 count += asked.count + asking.count
-        if self.mode == "monitor":
-            passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
-            return Native(rules, Policy("allow", ()), (passed,), count)
         return Native(rules, reduced, approximations, count)
 
     def render(self, native: Native, topology: Topology) -> Deployment:
@@ -78,9 +76,7 @@ class AgentNft:
         }
 
     def covers(self, flow: Flow, topology: Topology) -> bool:
-        """Either end has an agent: the source's output or the target's input decides. A monitor decides nothing."""
-        if self.mode == "monitor":
-            return False
+        """Either end has an agent: the source's output or the target's input decides."""
         return topology.hosts[flow.source].takes_agent or topology.hosts[flow.target].takes_agent
 
     def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterable[Sighting]:
@@ -105,6 +101,15 @@ class AgentNftMonitor(AgentNft):
 
     def __init__(self) -> None:
         super().__init__("monitor")
+
+    def compile(self, policy: Policy, topology: Topology) -> Native:
+        """The agent's own rules, whose effect is that everything passes."""
+        passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
+        return replace(super().compile(policy, topology), effective=Policy("allow", ()), approximations=(passed,))
+
+    def covers(self, flow: Flow, topology: Topology) -> bool:
+        """Nothing: a monitor decides nothing."""
+        return False
 
 
 def _users(topology: Topology) -> dict[int, str]:
