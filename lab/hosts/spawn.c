@@ -81,8 +81,10 @@ static const char *become(const struct command *c, const int stdio[3])
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    /* By the kernel's own call: the library refuses its internal signals 32 and 33, which a caller may have ignored. */
+    const struct { void *handler; unsigned long flags; void *restorer; unsigned long mask; } by_default = { 0 };
     for (int s = 1; s < NSIG; s++)
-        signal(s, SIG_DFL);
+        syscall(SYS_rt_sigaction, s, &by_default, NULL, sizeof by_default.mask);
     /* First out of the way of 0, 1 and 2, since the client's descriptors may have come as those. */
     for (int i = 0; i < 3; i++)
         if ((high[i] = fcntl(stdio[i], F_DUPFD_CLOEXEC, 3)) < 0)
