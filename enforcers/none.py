@@ -15,16 +15,16 @@ class NoEnforcer:
     def needs(self) -> tuple[Feature, ...]:
         return ()
 
-    def compile(self, policy: Policy, topology: Topology) -> Native:  # noqa: ARG002
+    def compile(self, policy: Policy, topology: Topology) -> Native:
         """No rules; one approximation stands for all, since a line per rule would say the same."""
         everything = Approximation("(all)", "omitted", "nothing is enforced")
         return Native({}, Policy(default="allow", rules=()), (everything,), 0)
 
-    def render(self, native: Native, topology: Topology) -> Deployment:  # noqa: ARG002
+    def render(self, native: Native, topology: Topology) -> Deployment:
         return {}
 
-    def covers(self, flow: Flow, topology: Topology) -> bool:  # noqa: ARG002
+    def covers(self, flow: Flow, topology: Topology) -> bool:
         return False
 
-    def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterable[Sighting]:  # noqa: ARG002
+    def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterable[Sighting]:
         return ()

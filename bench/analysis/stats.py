@@ -52,9 +52,15 @@ def ratio(blocks_arm: Blocks, blocks_base: Blocks) -> Ratio:
     return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
 
 
-def distinguishable(value: Ratio) -> bool:
-    """Whether the interval excludes 1: only then may a report speak of a difference."""
-    return value.low is not None and value.high is not None and not value.low <= 1.0 <= value.high
+def distinguishable(value: Ratio, smallest: float | None = None) -> bool:
+    """Whether the interval excludes 1: only then may a report speak of a difference.
+
+    With `smallest` (from `mde`) the effect must also be one that the same blocks could have shown between `none` and
+    itself: with nine figures of several arms, some intervals miss 1 by luck, and most of these are small.
+    """
+    if value.low is None or value.high is None or value.low <= 1.0 <= value.high:
+        return False
+    return smallest is None or value.ratio is None or abs(math.log(value.ratio)) >= math.log1p(smallest)
 
 
 def mde(blocks_a: Blocks, blocks_b: Blocks) -> float | None:

@@ -102,7 +102,7 @@ def _verdict_rows() -> Iterable[Row]:
 
 def _cost_rows(summary: Summary) -> Iterable[Row]:
     for name in FIGURES:
-        yield LABELS[name], _cost_cell(name), _aa_cell(summary, name)
+        yield LABELS[name], _cost_cell(name, summary.mde.get(name)), _aa_cell(summary, name)
 
 
 def _seen_rows() -> Iterable[Row]:
@@ -131,22 +131,22 @@ def _effort_rows() -> Iterable[Row]:
 # --- cells ------------------------------------------------------------------------------------
 
 
-def _cost_cell(name: FigureName) -> Cell:
+def _cost_cell(name: FigureName, smallest: float | None) -> Cell:
     def cell(arm_name: str, arm: Arm) -> str:
         one = arm.cost.get(name)
         if one is None or one.n == 0:
             return "–"
-        return quantity(name, one.value) if arm_name == BASELINE else cost_text(name, one)
+        return quantity(name, one.value) if arm_name == BASELINE else cost_text(name, one, smallest)
     return cell
 
 
-def cost_text(name: FigureName, one: Figure) -> str:
-    """A ratio with its interval, or that there is no measurable difference."""
+def cost_text(name: FigureName, one: Figure, smallest: float | None = None) -> str:
+    """A ratio with its interval, or that there is no measurable difference; `smallest` is what A/A could show."""
     if one.ratio is None:
         return "–"
     if one.low is None or one.high is None:
         return f"×{one.ratio:.2f} (n={one.n}: no interval)"
-    if not distinguishable(as_ratio(one)):
+    if not distinguishable(as_ratio(one), smallest):
         return f"[dim]{NO_DIFFERENCE}[/dim]"
     better = (one.ratio > 1) == (name in HIGHER_IS_BETTER)
     colour = "green" if better else "red"
@@ -296,7 +296,7 @@ def _costs(summary: Summary, arm: Arm) -> str:
     if not shown:
         return "its cost was not measured"
     told = [f"{_more_or_less(name, one)} {_SPOKEN[name]}" for name, one in shown.items()
-            if distinguishable(as_ratio(one))]
+            if distinguishable(as_ratio(one), summary.mde.get(name))]
     return f"costs: {', '.join(told)}" if told else f"{NO_DIFFERENCE} in cost"
 
 

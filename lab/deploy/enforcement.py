@@ -139,7 +139,8 @@ def _play(testbed: MininetTestbed, deployment: Deployment) -> None:
         inventory = {"all": {"hosts": hosts, "vars": {"ansible_connection": "labns"}}}
         runner = ansible_runner.run(
             private_data_dir=str(private), playbook=str(_HERE / "deploy.yml"), inventory=inventory, quiet=True,
-            envvars=_environment(private), forks=_FORKS)
+            envvars=_environment(private), forks=_FORKS,
+            cancel_callback=lambda: False)  # without one it takes SIGINT and SIGTERM for itself, for good
         if runner.status != "successful":
             raise DeployError(f"ansible: {_first_failure(runner)}")
     finally:

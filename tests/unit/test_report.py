@@ -100,6 +100,14 @@ def test_an_interval_that_spans_one_is_no_difference() -> None:
     assert "0.87" in cost_text("crr_rate", figure(0.87, 0.02))
 
 
+def test_an_effect_that_none_could_not_show_against_itself_is_no_difference() -> None:
+    """Seen once: "×1.18 [1.05-1.33]" throughput for a firewall, in blocks whose A/A could show 35 % at best."""
+    lucky = s.Figure(ratio=1.18, low=1.05, high=1.33, n=8, value=1e10)
+    assert NO_DIFFERENCE in cost_text("bulk_bps", lucky, 0.347)
+    assert "1.18" in cost_text("bulk_bps", lucky, 0.1)
+    assert "0.69" in cost_text("crr_rate", s.Figure(ratio=0.69, low=0.59, high=0.82, n=8, value=1e4), 0.197)
+
+
 def test_an_interval_near_one_is_not_rounded_into_it() -> None:
     text = cost_text("crr_rate", figure(0.99, 0.008))
     assert "0.998" in text and "1.00" not in text
