@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from bench import registry
 from lab.model import Scenario
 from lab.scenario import loads
