@@ -170,6 +170,10 @@ def _notes(collected: Collected) -> list[str]:
     if collected.selection.sampled:
         notes.append(f"the matrix is a seeded, stratified sample: {len(collected.selection.flows)} of "
                      f"{collected.selection.total} flows")
+    spoilt = [cell for cell in collected.cells if cell.spoilt]
+    if spoilt:
+        notes.append(f"application latency does not count in {len(spoilt)} of {len(collected.cells)} windows, "
+                     f"first: {spoilt[0].spoilt[0]}")
     if collected.scenario.traffic is None:
         notes.append("the scenario has no traffic: application latency was not measured")
     return notes + [f"invented: {text}" for text in collected.scenario.invented]

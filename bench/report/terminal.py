@@ -23,6 +23,7 @@ HIGHER_IS_BETTER = frozenset({"crr_rate", "bulk_bps"})
 _SPOKEN: dict[FigureName, str] = {
     "crr_rate": "new connections per second", "cpu_per_conn_us": "CPU per connection",
     "rr_p50_us": "latency on an established connection", "app_p50_us": "application latency"}
+MOST_NOTES = 4
 MOST_FINDINGS = 5  # shown; the summary has more, the raw data all
 Cell = Callable[[str, Arm], str]
 
@@ -39,6 +40,10 @@ def show(summary: Summary, console: Console | None = None) -> None:
         console.print(f"[bold]{escape(arm)}:[/bold] {escape(said)}")
         for line in details(arm, summary.arms[arm]):
             console.print(f"  {escape(line)}")
+    for note in summary.notes[:MOST_NOTES]:
+        console.print(f"note: {escape(note)}")
+    if len(summary.notes) > MOST_NOTES:
+        console.print(f"{len(summary.notes) - MOST_NOTES} more notes are in summary.json")
 
 
 def compare_text(summary: Summary, width: int = 100) -> str:

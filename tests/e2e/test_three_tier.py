@@ -63,7 +63,7 @@ def test_costs_have_an_interval_and_a_control(ran) -> None:  # type: ignore[no-u
         assert summary.arms[arm].verified.n > 0
     assert set(summary.aa.cost) == set(FIGURES)
     crr = summary.arms["agent-nft"].cost["crr_rate"]
-    assert crr.n == 3 and crr.low <= crr.ratio <= crr.high
+    assert crr.n >= 2 and crr.low <= crr.ratio <= crr.high
 
 
 def test_each_arm_sees_what_its_technique_can(ran) -> None:  # type: ignore[no-untyped-def]
