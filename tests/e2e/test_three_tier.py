@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedP
     return done, from_json(done.stdout), saved
 
 
-def test_it_ends_well_and_prints_the_summary_alone(ran) -> None:  # type: ignore[no-untyped-def]
+def test_it_ends_well_and_prints_the_summary_alone(ran, capsys) -> None:  # type: ignore[no-untyped-def]
     done, summary, saved = ran
-    print(f"three-tier --quick took {summary.duration_s:.0f} s")
+    with capsys.disabled():
+        print(f"\nthree-tier --quick took {summary.duration_s:.0f} s")
     assert "Traceback" not in done.stderr
     # 4: a machine too busy for the traffic generator says so; the verdicts do not depend on it
     assert done.returncode == 0 or (done.returncode == 4 and summary.invalid), done.stderr
@@ -43,17 +44,45 @@ def test_no_defect_and_the_gaps_derived_by_hand(ran, arm: str) -> None:  # type:
     found = ran[1].arms[arm]
     assert (found.defects, found.inconclusive, found.breaks) == (0, 0, 0), found.findings
     assert found.gaps == found.leaks == GOLDEN[arm]["total"]
-    assert sum(g.flows for g in found.gap_classes) == found.gaps
-    wanted = {c["why"] for c in GOLDEN[arm]["classes"]}
-    assert all(any(why in g.reason for g in found.gap_classes) for why in wanted)
+
+
+@pytest.mark.parametrize("arm", sorted(GOLDEN))
+def test_every_gap_has_its_reason_in_words(ran, arm: str) -> None:  # type: ignore[no-untyped-def]
+    """By reason as many as were counted by hand, none under two reasons, and no reason that nobody expected."""
+    wanted: Counter[str] = Counter()
+    for one in GOLDEN[arm]["classes"]:
+        wanted[one["why"]] += one["flows"]
+    found: Counter[str] = Counter()
+    for gap in ran[1].arms[arm].gap_classes:
+        (why,) = (why for why in wanted if why in gap.reason)
+        found[why] += gap.flows
+        assert gap.leaks == gap.flows and gap.breaks == 0
+    assert found == wanted
+
+
+def test_the_reasons_say_what_is_behind_them(ran) -> None:  # type: ignore[no-untyped-def]
+    agent, choke = ([g.reason for g in ran[1].arms[arm].gap_classes] for arm in ("agent-nft", "chokepoint"))
+    for reasons in (agent, choke):
+        assert any("widened" in r and "process" in r and "address" in r for r in reasons), reasons
+    assert any("no agent on either end (cam)" in r for r in agent), agent
+    assert "same host: the traffic never leaves it" in choke
+    assert "same segment: the traffic crosses no enforcement point" in choke
 
 
 def test_none_leaks_everything_that_the_policy_denies(ran) -> None:  # type: ignore[no-untyped-def]
     none = ran[1].arms["none"]
     assert none.leaks == none.denied == none.gaps > 0
+    assert none.flows == none.denied + none.allowed
     assert none.defects == none.breaks == none.inconclusive == 0
     assert all(field.recall == 0 for field in none.visibility.values())
-    assert none.attack is not None and none.attack.reached
+
+
+def test_the_attacker_reaches_the_goal_where_nothing_is_enforced(ran) -> None:  # type: ignore[no-untyped-def]
+    attacks = {name: arm.attack for name, arm in ran[1].arms.items()}
+    free = attacks["none"]
+    assert free.reached and free.time_to_goal_s > 0 and free.taken[0] == "web-1" and "db" in free.taken
+    for arm in ("agent-nft", "chokepoint"):
+        assert 0 <= attacks[arm].blast_radius <= free.blast_radius <= 1
 
 
 def test_costs_have_an_interval_and_a_control(ran) -> None:  # type: ignore[no-untyped-def]
@@ -76,10 +105,26 @@ def test_each_arm_sees_what_its_technique_can(ran) -> None:  # type: ignore[no-u
 
 def test_raw_data_is_kept_and_readable(ran) -> None:  # type: ignore[no-untyped-def]
     saved, summary = ran[2], ran[1]
-    records = list(read(saved / "observations.jsonl.gz"))
-    assert all(record["f"] == 1 for record in records)
-    matrix = [r for r in records if r["phase"] == "matrix" and r["arm"] == "agent-nft"]
-    assert len(matrix) == summary.arms["agent-nft"].flows
-    assert {p.name for p in saved.iterdir()} >= {"truth.jsonl.gz", "sightings.jsonl.gz", "cells.jsonl.gz",
-                                                 "attack.jsonl.gz", "environment.json", "scenario.yaml"}
-    assert os.stat(saved / "scenario.yaml").st_size > 0
+    raw = {path.name: list(read(path)) for path in saved.glob("*.jsonl.gz")}
+    assert raw.keys() >= {"observations.jsonl.gz", "truth.jsonl.gz", "sightings.jsonl.gz", "cells.jsonl.gz",
+                          "attack.jsonl.gz"}
+    assert all(record["f"] == 1 for records in raw.values() for record in records)
+    assert {p.name for p in saved.iterdir()} >= {"environment.json", "scenario.yaml", "scenario.json"}
+    assert (saved / "scenario.yaml").read_text() == (ROOT / "scenarios/three-tier.yaml").read_text()
+    for name, arm in summary.arms.items():
+        matrix = [r for r in raw["observations.jsonl.gz"] if r["phase"] == "matrix" and r["arm"] == name]
+        assert len(matrix) == arm.flows
+
+
+def test_the_raw_data_holds_the_truth_of_every_attempt(ran) -> None:  # type: ignore[no-untyped-def]
+    """Each probe is there as the client lived it and with the proof of arrival: the counts follow from them."""
+    saved, summary = ran[2], ran[1]
+    observed, truths = (list(read(saved / f"{kind}.jsonl.gz")) for kind in ("observations", "truth"))
+    for name, arm in summary.arms.items():
+        matrix = [r for r in observed if r["phase"] == "matrix" and r["arm"] == name]
+        through = [r for r in matrix if r["arrived"] or r["outcome"] == "OPEN"]
+        assert len(through) == arm.leaks + arm.allowed - arm.breaks
+        probes = [t for t in truths if t["arm"] == name and t["kind"] == "probe"]
+        assert len(probes) == arm.flows
+        assert sum(t["arrived"] or t["outcome"] == "OPEN" for t in probes) == len(through)
+        assert any(t["kind"] == "traffic" for t in truths if t["arm"] == name)
