@@ -1,0 +1,72 @@
+"""What every command of the command line shares: exit codes, finding a scenario, saying what is wrong in a line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from bench import registry
+from lab.model import Scenario
+
+EXIT_DONE, EXIT_DEFECT, EXIT_USAGE, EXIT_MACHINE, EXIT_INVALID, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+CODES = {
+    EXIT_DONE: "done",
+    EXIT_DEFECT: "a defect was found",
+    EXIT_USAGE: "the call or the scenario is wrong",
+    EXIT_MACHINE: "this machine cannot run it",
+    EXIT_INVALID: "the measurement is invalid",
+    EXIT_INTERRUPTED: "interrupted",
+}
+
+
+def epilog(*examples: str, codes: tuple[int, ...] = (EXIT_DONE, EXIT_USAGE)) -> str:
+    """The end of a command's help: its examples, and the exit codes it can give."""
+    shown = "   ".join(f"[bold]{example}[/]" for example in examples)
+    meanings = "; ".join(f"{code} {CODES[code]}" for code in codes)
+    return f"Example{'s' * (len(examples) > 1)}: {shown}   Exit codes: {meanings}."
+
+
+def fail(message: str, status: int) -> typer.Exit:
+    """Print one line for a person on standard error; raise what this returns."""
+    print(message, file=sys.stderr)
+    return typer.Exit(status)
+
+
+def scenario_directories() -> tuple[Path, ...]:
+    """Where scenarios are looked for by name: scenarios/ here, then the one beside labctl."""
+    here, beside = Path("scenarios"), Path(__file__).resolve().parents[2] / "scenarios"
+    return (here, beside)
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Every scenario that can be named without its path."""
+    return tuple(sorted({p.stem for d in scenario_directories() for p in d.glob("*.yaml")}))
+
+
+def find_scenario(name: str) -> Path:
+    """The file a user means: a path, or the name of one in scenarios/ here or beside labctl."""
+    candidates = [Path(name), *(d / f"{name}.yaml" for d in scenario_directories())]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise fail(f"{name}: no such scenario; name a file or one of: {', '.join(scenario_names())}", EXIT_USAGE)
+
+
+def load_scenario(name: str) -> Scenario:
+    """The scenario a user means, checked; every problem with it is printed before the command ends."""
+    from lab.scenario import ScenarioError, load
+
+    try:
+        return load(find_scenario(name), arms=registry.names())
+    except ScenarioError as err:
+        raise fail("\n".join(str(problem) for problem in err.problems), EXIT_USAGE) from None
+
+
+def known_arms(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names` as they are, if every one is an installed arm."""
+    for name in names:
+        if name not in registry.names():
+            raise fail(f"labctl: there is no arm '{name}'; installed are: {', '.join(registry.names())}", EXIT_USAGE)
+    return names
