@@ -25,8 +25,7 @@ from lab.hosts.control import ServiceError
 from lab.hosts.roles import actors
 from lab.isolation import RunIdentity, run_isolated
 from lab.model import Scenario
-
-LABHOST_DIR = Path(__file__).resolve().parents[1] / "lab" / "hosts" / "_build"
+from lab.users import one_user
 
 
 def run_scenario(scenario: Scenario, options: Options) -> int:
@@ -34,18 +33,20 @@ def run_scenario(scenario: Scenario, options: Options) -> int:
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
     try:
-        labhost = build(LABHOST_DIR)
+        labhost = build()
     except BuildError as err:
         print(err, file=sys.stderr)
         return 3
-    return run_isolated(lambda me: _inside(scenario, options, labhost, me))
+    return run_isolated(lambda me: _inside(scenario, options, labhost, me), "run", scenario.name)
 
 
 def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity) -> int:
+    if not me.several_users:
+        scenario = replace(scenario, topology=one_user(scenario.topology))
     names = options.arms or tuple(dict.fromkeys(("none", *scenario.arms)))
     with ResultStore.create(options.results, scenario.name) as store, _progress() as say:
         collected = Collected(scenario, options, select(scenario), {name: registry.load(name) for name in names})
-        collected.environment = {"run": me.run_id, **environment.facts()}
+        collected.environment = {"run": me.run_id, "several_users": me.several_users, **environment.facts()}
         store.document("environment.json", collected.environment)
         store.document("scenario.yaml", Path(scenario.path).read_text())
         store.document("scenario.json", asdict(scenario))

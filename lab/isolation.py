@@ -1,9 +1,9 @@
 """Private namespaces for a run: whatever happens to labctl, the machine is as it was.
 
-A run is a child that is PID 1 of its own PID namespace, with its own network, mounts, IPC and host name. When labctl
-dies, by whatever signal, the kernel ends that child and with it every process, link, rule and mount of the lab. Only
-the run's cgroup lives outside; a reaper in a session of its own, forked before the cgroup exists and holding labctl's
-pidfd, ends and removes it by its id.
+A run is a child that is PID 1 of its own PID namespace, with its own network, mounts, IPC and host name, and with its
+own users where labctl is not root. When labctl dies, by whatever signal, the kernel ends that child and with it every
+process, link, rule and mount of the lab. Only the run's cgroup and its registry entry live outside; a reaper in a
+session of its own, forked before they exist and holding labctl's pidfd, removes them by the run's id.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import secrets
 import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import runs, users
+from lab.runs import Entry, Kind, remove_cgroup
+
 RUN_DIR = Path("/run/labctl")  # inside the run only: /run is a tmpfs of the run's own there
+ENTRY_DIR = RUN_DIR / "entry"  # inside the run: its entry in the registry outside
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 _CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 0x2, 0x4, 0x8, 0x1000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,10 +40,14 @@ class IsolationError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """Who a run is: its id, and the cgroup (v2) that carries it, None where the machine has no writable one."""
+    """Who a run is: its id, and the cgroup (v2) that carries it, None where the machine has no writable one.
+
+    `several_users` is False where one user stands for all: not root, and no subordinate ids.
+    """
 
     run_id: str
     cgroup: Path | None
+    several_users: bool = True
 
 
 def cgroup2_root() -> Path | None:
@@ -47,42 +56,58 @@ def cgroup2_root() -> Path | None:
         left, _, right = line.partition(" - ")
         if right.startswith("cgroup2 "):
             root = Path(left.split()[4])
-            if os.access(root / "cgroup.procs", os.W_OK):
+            if os.access(root, os.W_OK) and os.access(root / "cgroup.procs", os.W_OK):
                 return root
     return None
 
 
-def run_isolated(body: Callable[[RunIdentity], int]) -> int:
-    """Run `body` as PID 1 of private namespaces and return its exit status.
+def run_isolated(body: Callable[[RunIdentity], int], kind: Kind = "run", scenario: str = "") -> int:
+    """Run `body` as PID 1 of private namespaces and return its exit status; what dead runs left is removed first.
 
     SIGINT and SIGTERM are passed on once so that the body can tear down in order; the status of a body that was
-    killed is 128 + signal. Raises IsolationError where namespaces are refused.
+    killed is 128 + signal. Raises IsolationError where namespaces are refused, or the registry is.
     """
-    if os.geteuid() != 0:
-        raise IsolationError("labctl: this needs root for network namespaces and nftables; run it with sudo")
-    run_id = f"labctl-{secrets.token_hex(4)}"
     root = cgroup2_root()
+    runs.sweep(root)
+    run_id = runs.new_id()
     cgroup = root / run_id if root else None
-    if cgroup:
-        _start_reaper(cgroup)
-        cgroup.mkdir()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    entry = Entry(run_id, kind, scenario, os.getpid(), time.time(), str(cgroup) if cgroup else None)
+    _start_reaper(run_id, cgroup)
     try:
-        return _supervise(lambda: body(RunIdentity(run_id, cgroup)))
+        lock = runs.enroll(entry)
+        if cgroup:
+            cgroup.mkdir()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return _supervise(body, entry, lock)
+    except runs.RegistryError as err:
+        raise IsolationError(str(err)) from None
     finally:
         if cgroup:
             remove_cgroup(cgroup)
+        runs.forget(run_id)
 
 
-def _supervise(body: Callable[[], int]) -> int:
-    _unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWPID | _CLONE_NEWNET)
+def _supervise(body: Callable[[RunIdentity], int], entry: Entry, lock: int) -> int:
+    try:
+        several = True if os.geteuid() == 0 else users.new_namespace()
+        _unshare(_CLONE_NEWPID)
+    except OSError as err:
+        raise IsolationError(f"labctl: the kernel refuses private namespaces ({err.strerror}); allow them "
+                             "(user.max_user_namespaces, kernel.unprivileged_userns_clone) or run it as root") from None
+    identity = RunIdentity(entry.id, Path(entry.cgroup) if entry.cgroup else None, several)
+    told, tells = os.pipe()
     child = os.fork()
     if child == 0:
-        _become_init(body)
+        os.close(tells)
+        os.close(lock)
+        _become_init(lambda: body(identity), entry.directory, told)
     for signum in (signal.SIGINT, signal.SIGTERM):
         # A terminal already sends Ctrl-C to the whole group; a lone `kill` reaches only this process.
         signal.signal(signum, lambda s, _f: _forward(child, s))
+    runs.update(entry, init=child, several_users=several)
+    os.close(told)
+    os.close(tells)
     _pid, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
@@ -93,18 +118,25 @@ def _forward(child: int, signum: int) -> None:
         os.kill(child, signal.SIGTERM if signum == signal.SIGTERM else signal.SIGINT)
 
 
-def _become_init(body: Callable[[], int]) -> None:
+def _become_init(body: Callable[[], int], entry: Path, told: int) -> None:
     """In the child: finish the private world, run the body, leave without running the parent's clean-up."""
     status = 70
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.read(told, 1)  # ends when the registry knows us, or with our parent
+        os.close(told)
         signal.signal(signal.SIGTERM, _interrupt)
         signal.signal(signal.SIGINT, _interrupt)
-        _private_mounts()
+        _unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET)
+        _private_mounts(entry)
+        os.environ["PATH"] = tool_env()["PATH"]  # Mininet and ansible look there for themselves
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True, env=tool_env())
         status = body()
     except KeyboardInterrupt:
         status = 130
+    except OSError as err:
+        print(f"labctl: this machine refuses the run's private world: {err}", file=sys.stderr)
+        status = 3
     except BaseException:  # the last frame of this process: report, then leave
         sys.excepthook(*sys.exc_info())
     finally:
@@ -119,11 +151,15 @@ def _interrupt(_signum: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _private_mounts() -> None:
+def _private_mounts(entry: Path) -> None:
+    outside = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # before /run is covered
     mount(None, "/", None, _MS_REC_PRIVATE)
-    mount("proc", "/proc", "proc", 0)
-    mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+    mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    mount("tmpfs", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
     RUN_DIR.mkdir(mode=0o700)
+    ENTRY_DIR.mkdir(mode=0o700)
+    mount(f"/proc/self/fd/{outside}", str(ENTRY_DIR), None, _MS_BIND)
+    os.close(outside)
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
@@ -136,8 +172,8 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
 
 def _unshare(flags: int) -> None:
     if _libc.unshare(flags):
-        why = os.strerror(ctypes.get_errno())
-        raise IsolationError(f"labctl: the kernel refuses private namespaces ({why}); run it as root on the host")
+        err = ctypes.get_errno()
+        raise OSError(err, os.strerror(err))
 
 
 def tool_env() -> dict[str, str]:
@@ -148,45 +184,39 @@ def tool_env() -> dict[str, str]:
 # --- what lives outside -------------------------------------------------------------------------
 
 
-def _start_reaper(cgroup: Path) -> None:
-    """Fork a watcher, in its own session, that removes `cgroup` when this process is gone. Returns once it watches."""
+def _start_reaper(run_id: str, cgroup: Path | None) -> None:
+    """Fork a watcher, in its own session, that removes what the run has outside when this process is gone.
+
+    Returns once it watches.
+    """
     me = os.getpid()
     ready, started = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _reap(me, cgroup, started)
+        _reap(me, run_id, cgroup, started)
     os.close(started)
     os.read(ready, 1)
     os.close(ready)
+    os.waitpid(pid, 0)
 
 
-def _reap(watched: int, cgroup: Path, started: int) -> None:
+def _reap(watched: int, run_id: str, cgroup: Path | None, started: int) -> None:
     os.setsid()
     pidfd = os.pidfd_open(watched)
     if os.fork():  # our parent must not have to wait for us
         os._exit(0)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.write(started, b"1")
-    os.close(started)
+    os.closerange(3, pidfd)  # pipes of others must not stay open by us
+    os.closerange(pidfd + 1, 1024)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll()
-    remove_cgroup(cgroup)
+    if cgroup:
+        remove_cgroup(cgroup)
+    runs.forget(run_id)
     os._exit(0)
-
-
-def remove_cgroup(cgroup: Path, tries: int = 500) -> None:
-    """End every process in `cgroup` and remove it with its children. Quietly done if it is not there."""
-    for _ in range(tries):
-        if not cgroup.exists():
-            return
-        with contextlib.suppress(OSError):
-            (cgroup / "cgroup.kill").write_text("1")
-        for directory, _names, _files in os.walk(cgroup, topdown=False):
-            with contextlib.suppress(OSError):
-                Path(directory).rmdir()
-        if cgroup.exists():
-            # Killed processes leave their cgroup when they are reaped; the kernel gives no event for a tree.
-            select.select([], [], [], 0.01)

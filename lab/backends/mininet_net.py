@@ -34,8 +34,7 @@ HOST_SYSCTLS: dict[str, str] = {
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/accept_ra": "0",
     "net/ipv6/conf/all/disable_ipv6": "0",
-    "net/ipv4/ping_group_range": "0 2147483647",  # every declared process may send an echo request
-    "net/ipv4/ip_unprivileged_port_start": "0",  # services listen on 80 as the users they are declared with
+    # (ping_group_range and ip_unprivileged_port_start are set by labhost init: host.c)
     "net/ipv4/icmp_ratelimit": "0",  # "unreachable" must come each time, or a refusal reads as a timeout
     "net/ipv4/icmp_ratemask": "0",
     "net/ipv6/icmp/ratelimit": "0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import shutil
 import subprocess
@@ -16,13 +17,14 @@ class BuildError(RuntimeError):
     """The service could not be compiled; the message says why and what to do."""
 
 
-def build(out_dir: Path) -> Path:
+def build(out_dir: Path | None = None) -> Path:
     """The compiled `labhost` in `out_dir`, made now unless these very sources were compiled there before.
 
-    The file's name carries a digest of sources and flags. Raises BuildError.
+    By default beside its sources, or in the user's cache where those cannot be written to. The file's name carries a
+    digest of sources and flags. Raises BuildError.
     """
-    sources = sorted(_SOURCES.glob("*.c"))
-    target = out_dir / f"labhost-{_digest([*sources, *sorted(_SOURCES.glob('*.h'))])}"
+    out_dir = out_dir or _place()
+    target = out_dir / _name()
     if target.exists():
         return target
     compiler = shutil.which("gcc")
@@ -33,13 +35,24 @@ def build(out_dir: Path) -> Path:
     unfinished = out_dir / f".labhost-{secrets.token_hex(8)}"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        _compile([compiler, *FLAGS, "-o", str(unfinished), *map(str, sources)])
+        _compile([compiler, *FLAGS, "-o", str(unfinished), *map(str, sorted(_SOURCES.glob("*.c")))])
         unfinished.rename(target)
     except OSError as err:
         raise BuildError(f"labhost: {err.filename or out_dir}: {err.strerror}; make the directory writable") from err
     finally:
         unfinished.unlink(missing_ok=True)
     return target
+
+
+def _place() -> Path:
+    beside = _SOURCES / "_build"
+    if (beside / _name()).exists() or os.access(beside if beside.exists() else _SOURCES, os.W_OK):
+        return beside
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labctl"
+
+
+def _name() -> str:
+    return f"labhost-{_digest([*sorted(_SOURCES.glob('*.c')), *sorted(_SOURCES.glob('*.h'))])}"
 
 
 def _digest(files: list[Path]) -> str:

@@ -27,11 +27,15 @@ static void loopback_up(void)
     close(fd);
 }
 
-static void set_sysctl(const char *path, const char *value)
+/* Write the first of `values` (NULL-terminated) that the kernel takes as meaningful. */
+static void set_sysctl(const char *path, const char *const values[])
 {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0 || write(fd, value, strlen(value)) < 0)
+    if (fd < 0)
         die("%s: %s", path, strerror(errno));
+    while (write(fd, values[0], strlen(values[0])) < 0)
+        if (errno != EINVAL || !*++values)
+            die("%s: %s", path, strerror(errno));
     close(fd);
 }
 
@@ -48,6 +52,7 @@ void host_enter(const char *hostname)
     loopback_up();
     /* Probes go out and services listen as the declared user, who has no capabilities: every user may send echo
      * requests, and listen on any port. */
-    set_sysctl("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-    set_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    /* A user namespace may speak only of the groups that it maps. */
+    set_sysctl("/proc/sys/net/ipv4/ping_group_range", (const char *[]){"0 2147483647", "0 65535", "0 0", NULL});
+    set_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", (const char *[]){"0", NULL});
 }

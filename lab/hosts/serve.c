@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <getopt.h>
-#include <grp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -266,7 +265,7 @@ static void become(uid_t uid)
 {
     if (uid == getuid())
         return;
-    if (setgroups(0, NULL) || setresgid(uid, uid, uid) || setresuid(uid, uid, uid))
+    if (drop_groups() || setresgid(uid, uid, uid) || setresuid(uid, uid, uid))
         die("--uid %u: %s", uid, strerror(errno));
 }
 

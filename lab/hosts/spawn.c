@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -94,7 +93,7 @@ static const char *become(const struct command *c, const int stdio[3])
             return "standard input, output or error";
     if (c->cwd && chdir(c->cwd))
         return "cwd";
-    if (c->gid >= 0 && (setgroups(0, NULL) || setresgid((gid_t)c->gid, (gid_t)c->gid, (gid_t)c->gid)))
+    if (c->gid >= 0 && (drop_groups() || setresgid((gid_t)c->gid, (gid_t)c->gid, (gid_t)c->gid)))
         return "gid";
     if (c->uid >= 0 && setresuid((uid_t)c->uid, (uid_t)c->uid, (uid_t)c->uid))
         return "uid";

@@ -21,6 +21,9 @@ void *need(size_t bytes);
 void *need_zero(size_t bytes);
 void *need_more(void *old, size_t bytes);
 
+/* Give up all supplementary groups; quietly nothing where a user namespace forbids it to everyone. 0, or -1 and errno. */
+int drop_groups(void);
+
 /* An IPv4 or IPv6 socket address. */
 union addr {
     struct sockaddr sa;

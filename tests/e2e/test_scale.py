@@ -30,7 +30,6 @@ def scenario_text(hosts: int = HOSTS) -> str:
 def all_pairs(me: Any, argument: dict[str, float]) -> dict[str, Any]:
     """In the lab: try every ordered pair once, in random order, `dropped` of them silently dropped at the target."""
     from bench.instruments.probe import probe
-    from bench.session import LABHOST_DIR
     from lab.backends import mininet_lab
     from lab.hosts.build import build
     from lab.hosts.roles import actors
@@ -40,7 +39,7 @@ def all_pairs(me: Any, argument: dict[str, float]) -> dict[str, Any]:
     scenario = loads(scenario_text(), "scale.yaml")
     topology = scenario.topology
     begin = time.monotonic()
-    with mininet_lab.up(topology, build(LABHOST_DIR), me.cgroup, actors(topology)) as testbed:
+    with mininet_lab.up(topology, build(), me.cgroup, actors(topology)) as testbed:
         up_s = time.monotonic() - begin
         pairs = [(a, b) for a in topology.hosts for b in topology.hosts if a != b]
         rng = random.Random(1)
