@@ -60,7 +60,8 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def compare(columns: Mapping[str, Floats], confidence: float = CONFIDENCE) -> dict[str, Effect]:
+def compare(columns: Mapping[str, Floats], confidence: float = CONFIDENCE,
+            resamples: int = RESAMPLES) -> dict[str, Effect]:
     """Every comparison of one family, by name: the arms of one figure. All columns have the same blocks in order.
 
     Interval: symmetric bootstrap-t of the 20 % trimmed mean (Yuen 1974 for its error; Wilcox, Introduction to Robust
@@ -78,8 +79,9 @@ def compare(columns: Mapping[str, Floats], confidence: float = CONFIDENCE) -> di
     found = {name: _estimate(float(c), int(n)) for name, c, n in zip(columns, centre, counts, strict=True)}
     tested = np.flatnonzero(counts >= MIN_BLOCKS)
     if tested.size:
-        reach = _student if counts[tested].min() < MIN_RESAMPLED else _resampled
-        single, family, p = reach(logs[tested], centre[tested], error[tested], confidence)
+        usable = logs[tested], centre[tested], error[tested]
+        few = counts[tested].min() < MIN_RESAMPLED
+        single, family, p = _student(*usable, confidence) if few else _resampled(*usable, confidence, resamples)
         names = list(columns)
         for k, i in enumerate(tested):
             found[names[i]] = _effect(centre[i], error[i], int(counts[i]), (single[k], family[k], p[k]))
@@ -102,21 +104,37 @@ def trimmed(logs: Floats) -> tuple[Floats, Floats]:
     Error after Yuen (1974): winsorised deviation over (h sqrt((n - 1) h / (h - 1)) / (n - 1)), h values remaining.
     """
     order = np.sort(logs, axis=-1)  # NaN last
+    if not np.isnan(order[..., -1:]).any():
+        return _trimmed_whole(order)
     n = np.isfinite(order).sum(axis=-1, keepdims=True)
     cut = (TRIM * n).astype(np.int64)
     kept = n - 2 * cut
     at = np.arange(order.shape[-1])
-    inside = (at >= cut) & (at < n - cut)
     last = order.shape[-1] - 1
     low = np.take_along_axis(order, np.minimum(cut, last), axis=-1)
     high = np.take_along_axis(order, np.clip(n - cut - 1, 0, last), axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        centre = np.where(inside, order, 0.0).sum(axis=-1, keepdims=True) / kept
+        centre = np.where((at >= cut) & (at < n - cut), order, 0.0).sum(axis=-1, keepdims=True) / kept
         drawn_in = np.where(at < n, np.clip(order, low, high), 0.0)
         mean = drawn_in.sum(axis=-1, keepdims=True) / n
         square = np.where(at < n, (drawn_in - mean) ** 2, 0.0).sum(axis=-1, keepdims=True)
         error = np.sqrt(square / (kept * (kept - 1)))
     return centre[..., 0], error[..., 0]
+
+
+def _trimmed_whole(order: Floats) -> tuple[Floats, Floats]:
+    """`trimmed` of sorted values without gaps, several times as fast: a bootstrap does it thousands of times."""
+    n = order.shape[-1]
+    cut = int(TRIM * n)
+    kept = n - 2 * cut
+    middle = order[..., cut:n - cut]
+    centre = middle.mean(axis=-1)
+    low, high = middle[..., 0], middle[..., -1]
+    mean = (kept * centre + cut * (low + high)) / n
+    square = ((middle - mean[..., None]) ** 2).sum(axis=-1) + cut * ((low - mean) ** 2 + (high - mean) ** 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error: Floats = np.sqrt(square / (kept * (kept - 1)))
+    return centre, error
 
 
 def freedom(n: NDArray[np.int64] | int) -> NDArray[np.int64]:
@@ -133,15 +151,16 @@ def _student(logs: Floats, centre: Floats, error: Floats, confidence: float) -> 
     return stdtrit(df, 1 - tail), stdtrit(df, 1 - tail / len(logs)), p
 
 
-def _resampled(logs: Floats, centre: Floats, error: Floats, confidence: float) -> tuple[Floats, Floats, Floats]:
+def _resampled(logs: Floats, centre: Floats, error: Floats, confidence: float,
+               resamples: int) -> tuple[Floats, Floats, Floats]:
     """As `_student`, from resampled blocks. A resample that has no spread says nothing of t and counts as extreme."""
-    drawn = np.random.default_rng(_SEED).integers(0, logs.shape[1], (RESAMPLES, logs.shape[1]))
+    drawn = np.random.default_rng(_SEED).integers(0, logs.shape[1], (resamples, logs.shape[1]))
     again, spread = trimmed(logs[:, drawn])
     t = _t(again - centre[:, None], spread)
     largest = t.max(axis=0)
     single = np.quantile(t, confidence, axis=1, method="higher")
     together = np.full(len(logs), np.quantile(largest, confidence, method="higher"))
-    p = (1 + (largest[None, :] >= _t(centre, error)[:, None]).sum(axis=1)) / (1 + RESAMPLES)
+    p = (1 + (largest[None, :] >= _t(centre, error)[:, None]).sum(axis=1)) / (1 + resamples)
     return single, together, np.where(centre == 0, 1.0, p)
 
 

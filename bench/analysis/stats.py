@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
-CONFIDENCE = 0.95
-POWER = 0.80  # of the minimum detectable effect
-MIN_BLOCKS = 3  # fewer paired blocks have no interval worth the name
+from bench.analysis.bootstrap import CONFIDENCE, MIN_BLOCKS, POWER
 
 Blocks = Sequence[float | None]
 
@@ -36,10 +34,10 @@ def ratio(blocks_arm: Blocks, blocks_base: Blocks) -> Ratio:
 
     A block in which either side is missing (None, not finite, or not above zero) is left out; `n` is what remains.
 
-    Why this and not a bootstrap: the blocks are few. Simulated coverage of a nominal 95 % interval at n = 8, over
-    normal, Laplace, t(3), contaminated and spiked log-ratios: this 95.3-97.4 %, percentile bootstrap 86-91 %,
-    bootstrap-t 92-96 %, symmetric bootstrap-t 97-98 % with intervals a quarter to twice as wide. At n = 4 this still
-    covers 95-97 %, percentile 78-80 %. It also needs no seed, so a report recomputed from raw data is the same.
+    Why this and not a bootstrap: the blocks are few (from ten on, use `bootstrap.compare`). Simulated coverage of a
+    nominal 95 % interval at n = 8, over normal, Laplace, t(3), contaminated and spiked log-ratios: this 95.3-97.4 %,
+    percentile bootstrap 86-91 %, bootstrap-t 92-96 %, symmetric bootstrap-t 97-98 % with intervals a quarter to twice
+    as wide. At n = 4 this still covers 95-97 %, percentile 78-80 %. It also needs no seed.
     """
     logs = _log_ratios(blocks_arm, blocks_base)
     n = len(logs)

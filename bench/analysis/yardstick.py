@@ -4,7 +4,7 @@ A shared machine changes its speed within a second by half (a neighbour on the s
 window is therefore read between two readings of a yardstick: a fixed piece of kernel work on the same processor that
 no enforcer touches. What `none` costs at a given reading is learnt from the baseline's windows of the same run; each
 window is told relative to that. A window whose two readings disagree saw a change and is discarded, whichever arm it
-is of. On 2,000 recorded windows this divides the spread of block ratios by about six (tests/data/blocks).
+is of. On 2,000 recorded windows this divides the minimum detectable effect by about five (tests/data/blocks).
 
 The readings must not depend on the arm. `moved` tests that on the run itself; where they do, do not adjust.
 """
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bench.analysis.bootstrap import Effect, compare
 
-STABLE = 0.05  # largest relative difference of the readings before and after a window that counts
+STABLE = 0.10  # largest relative difference of the readings before and after a window that counts
 MIN_STABLE = 2  # windows of a visit; fewer say nothing
 KNOTS = 20  # points of the curve; each stands for at least MIN_PER_KNOT windows
 MIN_PER_KNOT = 10
