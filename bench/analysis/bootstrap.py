@@ -94,8 +94,10 @@ def _estimate(centre: float, n: int) -> Effect:
 
 def _effect(centre: float, error: float, n: int, tails: tuple[float, float, float]) -> Effect:
     alone, together, p = tails[0] * error, tails[1] * error, tails[2]
-    return Effect(math.exp(centre), math.exp(centre - alone), math.exp(centre + alone), math.exp(centre - together),
-                  math.exp(centre + together), float(p), float(error), n)
+    with np.errstate(over="ignore"):
+        ends = np.exp(np.array([0, -alone, alone, -together, together]) + centre)
+    return Effect(float(ends[0]), float(ends[1]), float(ends[2]), float(ends[3]), float(ends[4]), float(p),
+                  float(error), n)
 
 
 def trimmed(logs: Floats) -> tuple[Floats, Floats]:
@@ -153,15 +155,24 @@ def _student(logs: Floats, centre: Floats, error: Floats, confidence: float) -> 
 
 def _resampled(logs: Floats, centre: Floats, error: Floats, confidence: float,
                resamples: int) -> tuple[Floats, Floats, Floats]:
-    """As `_student`, from resampled blocks. A resample that has no spread says nothing of t and counts as extreme."""
+    """As `_student`, from resampled blocks. A resample that has no spread says nothing of t and counts as extreme.
+
+    Where these alone are beyond the confidence (most blocks equal), the reach is Student's.
+    """
     drawn = np.random.default_rng(_SEED).integers(0, logs.shape[1], (resamples, logs.shape[1]))
     again, spread = trimmed(logs[:, drawn])
     t = _t(again - centre[:, None], spread)
     largest = t.max(axis=0)
-    single = np.quantile(t, confidence, axis=1, method="higher")
-    together = np.full(len(logs), np.quantile(largest, confidence, method="higher"))
+    student, bonferroni, _p = _student(logs, centre, error, confidence)
+    single = _or_else(np.quantile(t, confidence, axis=1, method="higher"), student)
+    together = _or_else(np.full(len(logs), np.quantile(largest, confidence, method="higher")), bonferroni)
     p = (1 + (largest[None, :] >= _t(centre, error)[:, None]).sum(axis=1)) / (1 + resamples)
     return single, together, np.where(centre == 0, 1.0, p)
+
+
+def _or_else(reach: Floats, other: Floats) -> Floats:
+    result: Floats = np.where(np.isfinite(reach), reach, other)
+    return result
 
 
 def _t(distance: Floats, error: Floats) -> Floats:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.analysis.bootstrap import compare
 from bench.analysis.stats import percentile, ratio
 
 
@@ -15,6 +16,13 @@ def test_ratios_of_a_comparison_of_ten_arms(benchmark: Any) -> None:
     arms = [list(rng.lognormal(0, 0.1, 12)) for _ in range(90)]  # nine figures of ten arms
     got = benchmark(lambda: [ratio(arm, base) for arm in arms])
     assert all(r.n == 12 for r in got)
+
+
+def test_bootstrapped_intervals_of_a_whole_summary(benchmark: Any) -> None:
+    logs = np.random.default_rng(1).normal(0, 0.1, (9, 10, 28))  # nine figures, ten arms, 28 blocks
+    figures = [dict(zip("abcdefghij", arms, strict=True)) for arms in logs]
+    got = benchmark(lambda: [compare(arms) for arms in figures])
+    assert all(effect.n == 28 for figure in got for effect in figure.values())
 
 
 def test_percentiles_of_a_million_latencies(benchmark: Any) -> None:

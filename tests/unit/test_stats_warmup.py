@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.stats import binom
 
 from bench.analysis import bootstrap, warmup, yardstick
 from bench.analysis.yardstick import Windows
+from bench.instruments.yardstick import Yardstick
 from tests.unit import recorded
 
 
@@ -157,3 +159,14 @@ def test_too_few_blocks_have_an_estimate_and_no_interval() -> None:
 def test_log_ratios_leave_a_gap_where_either_side_is_missing() -> None:
     got = bootstrap.log_ratios([2.0, None, 1.0, 0.0, math.inf], [1.0, 1.0, None, 1.0, 1.0])
     assert got[0] == pytest.approx(math.log(2)) and np.isnan(got[1:]).all()
+
+
+def test_a_reading_takes_little_and_leaves_the_thread_where_it_was() -> None:
+    home = os.sched_getaffinity(0)
+    stick = Yardstick(max(home))
+    try:
+        readings = [stick.read() for _ in range(20)]
+    finally:
+        stick.close()
+    assert os.sched_getaffinity(0) == home
+    assert min(readings) > 0

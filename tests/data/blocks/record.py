@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from bench import registry
 from bench.analysis.stats import percentile
 from bench.blocks import pick_flow
 from bench.instruments import datapath
+from bench.instruments.yardstick import Yardstick
 from lab.backends import mininet_lab
 from lab.backends.base import Testbed
 from lab.hosts.attempts import Actor
@@ -51,41 +51,19 @@ def machine() -> tuple[float, float, float]:
     return steal * JIFFY_S, (user + nice + system + irq + soft) * JIFFY_S, int(some) / 1e6
 
 
-class Yardstick:
-    """How fast this processor is at this moment: a computation, and datagrams through a loopback nobody enforces on.
+BLOCK = bytes(range(256)) * 1024
 
-    The least of a few tries, so that a preemption (which an arm's daemon may cause) is not taken for a slow machine.
-    """
 
-    def __init__(self, cpu: int) -> None:
-        self.cpu = cpu
-        self.block = bytes(range(256)) * 1024
-        self.one, self.two = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-        self.two.bind(("127.0.0.1", 0))
-        self.one.connect(self.two.getsockname())
-
-    def read(self) -> tuple[float, float]:
-        home = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {self.cpu})
-        try:
-            spin = min(self._timed(self._compute) for _ in range(5))
-            net = min(self._timed(self._exchange) for _ in range(5))
-        finally:
-            os.sched_setaffinity(0, home)
-        return spin, net
-
-    def _timed(self, work: Callable[[], None]) -> float:
+def spin_us(cpu: int) -> float:
+    """The least time of five for a computation alone, on processor `cpu`."""
+    home, times = os.sched_getaffinity(0), []
+    os.sched_setaffinity(0, {cpu})
+    for _ in range(5):
         begin = time.perf_counter_ns()
-        work()
-        return (time.perf_counter_ns() - begin) / 1e3
-
-    def _compute(self) -> None:
-        zlib.crc32(self.block)
-
-    def _exchange(self) -> None:
-        for _ in range(20):
-            self.one.send(b"x" * 64)
-            self.two.recv(128)
+        zlib.crc32(BLOCK)
+        times.append((time.perf_counter_ns() - begin) / 1e3)
+    os.sched_setaffinity(0, home)
+    return min(times)
 
 
 class Recorder:
@@ -95,13 +73,17 @@ class Recorder:
         self.server = datapath._server(testbed, flow)
         self.address = testbed.topology.hosts[flow.target].address(4)
         self.zero = time.monotonic()
-        self.yardstick = Yardstick((os.cpu_count() or 1) - 1)
+        self.cpu = (os.cpu_count() or 1) - 1
+        self.yardstick = Yardstick(self.cpu)
+
+    def readings(self) -> tuple[float, float]:
+        return spin_us(self.cpu), self.yardstick.read()
 
     def pin(self, cpu: str) -> None:
         datapath._pin(self.testbed, (self.client, self.server), cpu)
 
     def window(self, kind: str) -> list[float]:
-        first = self.yardstick.read()
+        first = self.readings()
         before, cpu, begin = machine(), datapath._cpu_s(self.testbed), time.monotonic()
         loop = getattr(self.testbed.services, kind)
         got = loop(self.client, 4, self.address, self.flow.port, WINDOW_S)
@@ -114,7 +96,7 @@ class Recorder:
         before, begin = machine(), time.monotonic()
         rate = datapath._bulk(self.testbed, self.flow, self.server, self.address) or np.nan
         steal = (b - a for a, b in zip(before, machine(), strict=True))
-        return [begin - self.zero, np.nan, np.nan, np.nan, rate, np.nan, *steal, 0, *self.yardstick.read()]
+        return [begin - self.zero, np.nan, np.nan, np.nan, rate, np.nan, *steal, 0, *self.readings()]
 
 
 def record(me: RunIdentity, out: Path, share: float) -> int:
