@@ -56,11 +56,15 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
     arm, topology = collected.arms[name], collected.scenario.topology
     matrix = _matrix(collected, arm, record, intended)
     seen = visibility(record.truths, record.sightings, topology)
+    recalls, blind_spots = report.recalls(seen), seen.blind_spots
+    if not _several_users(collected):  # what all have in common tells nobody apart
+        recalls["user"] = report.Recall(recall=None, n=0)
+        blind_spots = tuple(spot for spot in blind_spots if " user of " not in spot)
     gaps = matrices.gap_classes(matrix.rows, topology, arm.native.approximations)
     return report.Arm(
         **report.verdicts(matrix), findings=tuple(_findings(matrix)), gap_classes=report.gap_classes(gaps),
         cost=_cost(collected, name), verified=_verified(collected, name),
-        visibility=report.recalls(seen), blind_spots=seen.blind_spots,
+        visibility=recalls, blind_spots=blind_spots,
         attack=_attack(collected, record), unforeseen=_replayed(collected, record, foreseen=False),
         foreseen=_replayed(collected, record, foreseen=True), policy=_policy(arm),
         deploy=report.Deploy(seconds=record.installed.seconds,
@@ -163,8 +167,17 @@ def _footprint(collected: Collected, record: ArmRecord) -> report.Footprint | No
         off_host_cpu_s=record.daemon_cpu_s.get(router, 0.0))
 
 
+def _several_users(collected: Collected) -> bool:
+    return collected.environment.get("several_users", True) is True
+
+
 def _notes(collected: Collected) -> list[str]:
     notes = []
+    if not _several_users(collected):
+        notes.append("run without root: every process ran as one and the same user, so who saw the user was not "
+                     "measured; with Debian's uidmap and a range in /etc/subuid and /etc/subgid it would be")
+    if collected.environment.get("cgroup2") is False:
+        notes.append("CPU and memory were not measured: no cgroup v2 that this user may write to")
     if collected.measured:
         notes.append(f"costs were taken along {collected.measured}")
     if collected.selection.sampled:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands import machine, results, scenarios, standing
+from bench.commands import inside, machine, results, scenarios, standing
 from bench.commands.common import (
     EXIT_DEFECT,
     EXIT_DONE,
@@ -54,7 +54,7 @@ def run(
         raise fail(str(err), EXIT_MACHINE) from None
 
 
-for part in (standing.app, scenarios.app, results.app, machine.app):
+for part in (standing.app, inside.app, scenarios.app, results.app, machine.app):
     app.registered_commands += part.registered_commands
 app.add_typer(scenarios.importers, name="import")
 

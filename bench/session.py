@@ -46,7 +46,8 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
     names = options.arms or tuple(dict.fromkeys(("none", *scenario.arms)))
     with ResultStore.create(options.results, scenario.name) as store, _progress() as say:
         collected = Collected(scenario, options, select(scenario), {name: registry.load(name) for name in names})
-        collected.environment = {"run": me.run_id, "several_users": me.several_users, **environment.facts()}
+        collected.environment = {"run": me.run_id, "several_users": me.several_users,
+                                 "cgroup2": me.cgroup is not None, **environment.facts()}
         store.document("environment.json", collected.environment)
         store.document("scenario.yaml", Path(scenario.path).read_text())
         store.document("scenario.json", asdict(scenario))
@@ -56,6 +57,9 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
             collected.interrupted = True
         except (mininet_lab.LabDownError, DeployError, InstrumentError, TrafficError, ServiceError, OSError) as err:
             print(f"labctl: {err}", file=sys.stderr)
+            collected.invalid.append(f"the run ended early: {err}")
+            if collected.records:  # what was measured until then is kept, and marked
+                store.document("summary.json", to_json(assemble.summary(collected)))
             return 3
         summary = assemble.summary(collected)
         store.document("summary.json", to_json(summary))
