@@ -38,6 +38,15 @@ class _Asked:
             super().startShell("")  # type: ignore[misc]
             self.pid = self.params.get("held") or self.pid
 
+    def config(self, **_params: Any) -> dict[str, Any]:
+        """Nothing: it is configured."""
+        return {}
+
+    def cmd(self, *args: Any, **kwargs: Any) -> str:
+        if self.shell is None:
+            self.startShell("asked")
+        return str(super().cmd(*args, **kwargs))  # type: ignore[misc]
+
     def sendCmd(self, *args: Any, **kwargs: Any) -> None:  # noqa: N802
         if self.shell is None:
             self.startShell("asked")
@@ -131,12 +140,25 @@ def _address(intf: Any, address: str, network: str) -> None:
     intf.ip, intf.prefixLen = address, ipaddress.ip_network(network).prefixlen
 
 
+class Prompt(mininet.cli.CLI):  # type: ignore[misc]
+    """Mininet's prompt; our hosts may have a dash in their names."""
+
+    identchars = mininet.cli.CLI.identchars + "-."
+
+    def waitForNode(self, node: Any) -> None:  # noqa: N802
+        """Print what the command prints; from a terminal, what is typed meanwhile goes to the command."""
+        if self.isatty():
+            super().waitForNode(node)
+        else:  # piped input holds the next commands, not this one's
+            mininet.log.output(node.waitOutput())
+
+
 def prompt(topology: Topology, pids: Mapping[str, int]) -> int:
     """Mininet's prompt until the user leaves it. Exit status 0."""
     net = attach(topology, pids)
     os.chdir("/")
     try:
-        mininet.cli.CLI(net)
+        Prompt(net)
     finally:
         for node in (*net.hosts, *net.switches):
             node.terminate()
