@@ -1,92 +1,310 @@
-"""What this machine can do, tried, not assumed. Each probe runs inside the run's private namespaces."""
+"""What this machine can do, tried, not assumed. Each probe runs inside the run's private namespaces.
+
+A feature is a record: what it is for, how to try it, and the one command that mends it where one does.
+"""
 
 from __future__ import annotations
 
+import errno
+import http.client
 import os
 import shutil
 import socket
+import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+from lab import bpf_probe
 from lab.isolation import cgroup2_root, tool_env
 from lab.model import Feature
+from lab.packages import apt_line
+from lab.runs import new_id, remove_cgroup
 
-_NETLINK_SOCK_DIAG, _NETLINK_NETFILTER = 4, 12
+_NETLINK_SOCK_DIAG, _NETLINK_NETFILTER, _NETLINK_GENERIC = 4, 12, 16
+_OTHER_UID = 20000
+_BTF, _BTF_MAGIC = Path("/sys/kernel/btf/vmlinux"), b"\x9f\xeb"
+DOCKER_SOCKET = "/var/run/docker.sock"
+AS_ROOT = "run labctl as root"
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a feature is not here, and the one command that mends it; or, in `remedy`, why none does."""
+
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One feature: what it is for, and a probe that tells what it lacks. `outside`: tried before the run's namespaces.
+
+    A probe leaves nothing behind and takes well under a second.
+    """
+
+    name: str
+    purpose: str
+    probe: Callable[[], Lack | None]
+    outside: bool = False
 
 
 def missing(features: tuple[Feature, ...]) -> str | None:
-    """Why an arm with these needs cannot run here, in one line, or None if it can."""
-    reasons = [f"{feature.name}: {problem} ({feature.why})" for feature in features
-               if (problem := _probe(feature.name))]
+    """Why an arm with these needs cannot run here and what to do, in one line, or None if it can."""
+    reasons = [f"{feature.name}: {lack.problem} ({feature.why}); {lack.remedy}" for feature in features
+               if (lack := probe(feature.name))]
     return "; ".join(reasons) or None
 
 
-def _probe(name: str) -> str | None:
-    check = _CHECKS.get(name)
-    return check() if check else f"labctl does not know how to look for '{name}'"
+def probe(name: str) -> Lack | None:
+    """What the named feature lacks here, or None if it is here."""
+    check = CHECKS.get(name)
+    return check.probe() if check else UNKNOWN
 
 
-def _nftables() -> str | None:
-    rules = "add table inet labctl_probe\ndelete table inet labctl_probe\n"
+def probe_all(*, outside: bool) -> dict[str, Lack | None]:
+    """Every feature that is tried in (or `outside` of) the run's namespaces: what it lacks, None if it is here."""
+    return {check.name: check.probe() for check in CHECKS.values() if check.outside is outside}
+
+
+# --- probes -------------------------------------------------------------------------------------
+
+
+def _tool(argv: list[str], package: str, what: str, input: str = "", cannot: str = "") -> Lack | None:
+    """Whether a tool does as it is told. `cannot`: what mends it where the tool is here and refuses."""
     try:
-        done = subprocess.run(["nft", "-f", "-"], input=rules.encode(), capture_output=True, env=tool_env(),
-                              timeout=10, check=False)
+        done = subprocess.run(argv, input=input.encode(), capture_output=True, env=tool_env(), timeout=10, check=False)
     except FileNotFoundError:
-        return "nft is not installed; apt-get install -y nftables"
-    said = done.stderr.decode(errors="replace").strip()[:120]
-    return None if done.returncode == 0 else f"nft refused a table: {said}"
+        return Lack(f"{argv[0]} is not installed", apt_line([package]))
+    except subprocess.TimeoutExpired:
+        return Lack(f"{argv[0]} did not answer within 10 s", f"see what hangs: {' '.join(argv)}")
+    said = done.stderr.decode(errors="replace").split("\n", maxsplit=1)[0].rpartition("Error: ")[2].strip()[:120]
+    return None if done.returncode == 0 else Lack(
+        f"{argv[0]} was refused {what}: {said}", cannot or _no_kernel(what, forbidden="not permitted" in said))
 
 
-def _nftables_rule(expression: str) -> Callable[[], str | None]:
-    def check() -> str | None:
-        rules = ("add table inet labctl_probe\nadd chain inet labctl_probe c\n"
-                 f"add rule inet labctl_probe c {expression}\ndelete table inet labctl_probe\n")
-        problem = _nftables()
-        if problem:
-            return problem
-        done = subprocess.run(["nft", "-f", "-"], input=rules.encode(), capture_output=True, env=tool_env(),
-                              timeout=10, check=False)
-        return None if done.returncode == 0 else f"this kernel's nftables has no '{expression.split(maxsplit=1)[0]}'"
-    return check
+def _nft(what: str, *statements: str) -> Lack | None:
+    rules = ["add table inet labctl_probe", *statements, "delete table inet labctl_probe", ""]
+    return _tool(["nft", "-f", "-"], "nftables", what, "\n".join(rules))
 
 
-def _netlink(protocol: int, groups: int) -> Callable[[], str | None]:
-    def check() -> str | None:
-        try:
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as s:
-                s.bind((0, groups))
-        except OSError as err:
-            return f"netlink refuses it ({os.strerror(err.errno or 0)})"
+def _nft_rule(what: str, expression: str) -> Lack | None:
+    return _nft(what, "add chain inet labctl_probe c", f"add rule inet labctl_probe c {expression}")
+
+
+def _netlink(protocol: int, groups: int, what: str) -> Lack | None:
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as s:
+            s.bind((0, groups))
+    except OSError as err:
+        return Lack(f"netlink refuses {what} ({os.strerror(err.errno or 0)})", _no_kernel(what, _forbidden(err)))
+    return None
+
+
+def _nftables() -> Lack | None:
+    return _nft("tables")
+
+
+def _conntrack() -> Lack | None:
+    return (_nft_rule("connection tracking", "ct state established accept")
+            or _netlink(_NETLINK_NETFILTER, 0b101, "connection events"))
+
+
+def _nflog() -> Lack | None:
+    return _nft_rule("logging", "log group 7") or _netlink(_NETLINK_NETFILTER, 0, "logged packets")
+
+
+def _flowtable() -> Lack | None:
+    table = "add flowtable inet labctl_probe f { hook ingress priority 0; devices = { lo }; }"
+    return _nft("flow tables", table)
+
+
+def _sock_diag() -> Lack | None:
+    return _netlink(_NETLINK_SOCK_DIAG, 0, "socket diagnosis")
+
+
+def _python3() -> Lack | None:
+    here = os.access("/usr/bin/python3", os.X_OK)
+    return None if here else Lack("/usr/bin/python3 is missing", apt_line(["python3"]))
+
+
+def _iperf3() -> Lack | None:
+    here = shutil.which("iperf3", path=tool_env()["PATH"])
+    return None if here else Lack("iperf3 is not installed", apt_line(["iperf3"]))
+
+
+def _cgroup2() -> Lack | None:
+    if cgroup2_root():
         return None
-    return check
+    mounted = " cgroup2 " in Path("/proc/self/mountinfo").read_text()
+    return Lack("no writable cgroup v2 is mounted",
+                AS_ROOT if mounted or not _is_root() else "mount -t cgroup2 none /sys/fs/cgroup")
 
 
-def _python3() -> str | None:
-    return None if os.access("/usr/bin/python3", os.X_OK) else "/usr/bin/python3 is missing; apt-get install -y python3"
+def _several_users() -> Lack | None:
+    """Whether a child can become another user than labctl's."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(_OTHER_UID, _OTHER_UID, _OTHER_UID)
+            os.setresuid(_OTHER_UID, _OTHER_UID, _OTHER_UID)
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+    if os.waitpid(pid, 0)[1] == 0:
+        return None
+    return Lack("only one user can be told from others here", f"{apt_line(['uidmap'])}, or {AS_ROOT}")
 
 
-def _iperf3() -> str | None:
-    return None if shutil.which("iperf3") else "iperf3 is not installed; apt-get install -y iperf3"
+def _bpf() -> Lack | None:
+    return _bpf_refused(lambda: _entered(bpf_probe.SCHED_CLS))
 
 
-def _cgroup2() -> str | None:
-    return None if cgroup2_root() else "no writable cgroup v2 is mounted"
+def _entered(kind: int) -> None:
+    with bpf_probe.program(kind):
+        pass
 
 
-def _conntrack() -> str | None:
-    return _nftables_rule("ct state established accept")() or _netlink(_NETLINK_NETFILTER, 0b101)()
+def _cgroup_bpf() -> Lack | None:
+    root = cgroup2_root()
+    if root is None:
+        return _cgroup2()
+    cgroup = root / new_id()  # named like a run's, so that a sweep would find it
+    cgroup.mkdir()
+    try:
+        return _bpf_refused(lambda: bpf_probe.attach_to_cgroup(cgroup))
+    finally:
+        remove_cgroup(cgroup)
 
 
-def _nflog() -> str | None:
-    return _nftables_rule("log group 7")() or _netlink(_NETLINK_NETFILTER, 0)()
+def _bpf_refused(attempt: Callable[[], None]) -> Lack | None:
+    try:
+        attempt()
+    except OSError as err:
+        return Lack(f"bpf(2) is refused ({err.strerror})", _no_kernel("BPF", _forbidden(err)))
+    return None
 
 
-_CHECKS: dict[str, Callable[[], str | None]] = {
-    "nftables": _nftables,
-    "conntrack-events": _conntrack,
-    "nflog": _nflog,
-    "sock-diag": _netlink(_NETLINK_SOCK_DIAG, 0),
-    "python3": _python3,
-    "iperf3": _iperf3,
-    "cgroup2": _cgroup2,
-}
+def _btf() -> Lack | None:
+    try:
+        with _BTF.open("rb") as file:
+            if file.read(2) in (_BTF_MAGIC, _BTF_MAGIC[::-1]):
+                return None
+    except OSError:
+        pass
+    return Lack(f"{_BTF} is not there", "boot a kernel with CONFIG_DEBUG_INFO_BTF, as Debian's are")
+
+
+def _tc_bpf() -> Lack | None:
+    problem = _tool(["tc", "qdisc", "add", "dev", "lo", "clsact"], "iproute2", "clsact", cannot=_module("sch_ingress"))
+    if problem is None:
+        _tool(["tc", "qdisc", "del", "dev", "lo", "clsact"], "iproute2", "clsact")
+    return problem or _bpf()
+
+
+def _netem() -> Lack | None:
+    add = ["tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
+    problem = _tool(add, "iproute2", "netem", cannot=_module("sch_netem"))
+    if problem is None:
+        _tool(["tc", "qdisc", "del", "dev", "lo", "root"], "iproute2", "netem")
+    return problem
+
+
+def _ovs() -> Lack | None:
+    """Ask generic netlink for the family: that also loads the module where the kernel may."""
+    family = b"ovs_datapath\0"
+    attribute = struct.pack("<HH", 4 + len(family), 2) + family  # CTRL_ATTR_FAMILY_NAME
+    attribute += b"\0" * (-len(attribute) % 4)
+    body = struct.pack("<BBH", 3, 1, 0) + attribute  # CTRL_CMD_GETFAMILY
+    message = struct.pack("<IHHII", 16 + len(body), 16, 1, 1, 0) + body
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as s:
+            s.settimeout(2)
+            s.sendto(message, (0, 0))
+            answer = s.recv(4096)
+    except OSError as err:
+        return Lack(f"generic netlink does not answer ({err})", _no_kernel("Open vSwitch", _forbidden(err)))
+    refused = struct.unpack_from("<H", answer, 4)[0] == 2  # NLMSG_ERROR
+    return Lack("the kernel has no Open vSwitch datapath", _module("openvswitch")) if refused else None
+
+
+def _br_netfilter() -> Lack | None:
+    here = Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
+    return None if here else Lack("bridged packets cannot be shown to netfilter", _module("br_netfilter"))
+
+
+class _UnixHttp(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
+
+
+def _docker() -> Lack | None:
+    connection = _UnixHttp(DOCKER_SOCKET, timeout=2)
+    try:
+        connection.request("GET", "/_ping", headers={"Host": "docker"})
+        status = connection.getresponse().status
+        return None if status == 200 else Lack(f"the Docker engine answers {status}", "systemctl restart docker")
+    except PermissionError:
+        return Lack(f"{DOCKER_SOCKET} may not be opened", AS_ROOT)
+    except (OSError, http.client.HTTPException):
+        remedy = "systemctl start docker" if shutil.which("dockerd") else apt_line(["docker.io"])
+        return Lack(f"no Docker engine answers at {DOCKER_SOCKET}", remedy)
+    finally:
+        connection.close()
+
+
+# --- remedies -----------------------------------------------------------------------------------
+
+
+def _is_root() -> bool:
+    """Whether this is the machine's own root, not that of a user namespace."""
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+
+
+def _forbidden(err: OSError) -> bool:
+    return err.errno in (errno.EPERM, errno.EACCES)
+
+
+def _no_kernel(what: str, forbidden: bool) -> str:
+    """What mends a refusal: more rights, where they were the reason; else nothing does."""
+    if not forbidden:
+        return f"nothing but another kernel: this one has no {what}"
+    return "nothing from in here: the container or a security module forbids it" if _is_root() else AS_ROOT
+
+
+def _module(name: str) -> str:
+    """How to get a kernel module: load it, if the kernel has it."""
+    release = Path("/lib/modules", os.uname().release)
+    listed = release / "modules.dep"
+    has = listed.exists() and f"/{name}.ko" in listed.read_text()
+    return f"modprobe {name}" if has else f"nothing but another kernel: this one has no module {name}"
+
+
+def _named(checks: Iterable[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+CHECKS: Mapping[str, Check] = _named((
+    Check("nftables", "packet filters on hosts and routers", _nftables),
+    Check("conntrack-events", "flow records from connection tracking", _conntrack),
+    Check("nflog", "records of denied packets", _nflog),
+    Check("sock-diag", "which process owns a socket", _sock_diag),
+    Check("python3", "agents that are Python programs", _python3),
+    Check("iperf3", "bulk throughput", _iperf3),
+    Check("cgroup2", "CPU and memory of hosts and agents", _cgroup2),
+    Check("several-users", "processes of different users", _several_users),
+    Check("bpf", "programs in the kernel", _bpf),
+    Check("btf", "kernel programs that fit any kernel", _btf),
+    Check("cgroup-bpf", "kernel programs on a host's sockets and packets", _cgroup_bpf),
+    Check("tc-bpf", "kernel programs on a switch port (clsact)", _tc_bpf),
+    Check("netem", "links with delay and loss", _netem),
+    Check("nft-flowtable", "established traffic past the firewall", _flowtable),
+    Check("br-netfilter", "firewall on a bridge, by netfilter", _br_netfilter),
+    Check("ovs-kernel", "Open vSwitch in the kernel", _ovs),
+    Check("docker", "hosts that are containers", _docker, outside=True),
+))
+UNKNOWN = Lack("labctl does not know how to look for it", f"features have to be of: {', '.join(CHECKS)}")

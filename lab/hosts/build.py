@@ -44,6 +44,11 @@ def build(out_dir: Path | None = None) -> Path:
     return target
 
 
+def built() -> bool:
+    """Whether `build` would find it compiled already, so that no compiler is needed."""
+    return (_place() / _name()).exists()
+
+
 def _place() -> Path:
     beside = _SOURCES / "_build"
     if (beside / _name()).exists() or os.access(beside if beside.exists() else _SOURCES, os.W_OK):
