@@ -77,6 +77,7 @@ def run_isolated(body: Callable[[RunIdentity], int], kind: Kind = "run", scenari
         lock = runs.enroll(entry)
         if cgroup:
             cgroup.mkdir()
+            runs.mark_cgroup(cgroup)
         sys.stdout.flush()
         sys.stderr.flush()
         return _supervise(body, entry, lock)

@@ -23,6 +23,7 @@ from typing import Literal
 
 Kind = Literal["run", "standing"]
 _ID = re.compile(r"labctl-[0-9a-f]{8}")
+_OWNER = "user.labctl"
 _mine: set[str] = set()  # locked by this process; to open and close such a file would give up its lock
 
 
@@ -122,13 +123,33 @@ def dead() -> list[str]:
     return []
 
 
+def mark_cgroup(cgroup: Path) -> None:
+    """Write on a cgroup whose it is: this process. Only a marked one is ever taken for a dead run's."""
+    os.setxattr(cgroup, _OWNER, _owner(os.getpid()).encode())
+
+
 def dead_cgroups(root: Path | None) -> list[Path]:
-    """Cgroups that bear a run's id while no such run lives."""
+    """Cgroups of runs whose process is gone. One that was marked in another PID namespace is not ours to judge."""
     if root is None:
         return []
-    found = sorted(p for p in root.iterdir() if _ID.fullmatch(p.name))
-    living = {entry.id for entry in alive()}  # asked last: a run is registered before its cgroup is made
-    return [p for p in found if p.name not in living]
+    return sorted(p for p in root.iterdir() if _ID.fullmatch(p.name) and _owner_gone(p))
+
+
+def _owner_gone(cgroup: Path) -> bool:
+    try:
+        pid, born, namespace = os.getxattr(cgroup, _OWNER).decode().split()
+    except (OSError, ValueError):
+        return False
+    return namespace == os.readlink("/proc/self/ns/pid") and _owner(int(pid)) != f"{pid} {born} {namespace}"
+
+
+def _owner(pid: int) -> str:
+    """Process id, time of birth and PID namespace: no other process is ever called so. See proc_pid_stat(5)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return f"{pid} {fields[19]} {os.readlink('/proc/self/ns/pid')}" if fields[0] not in "ZX" else ""
 
 
 def remove_cgroup(cgroup: Path, tries: int = 500) -> None:
