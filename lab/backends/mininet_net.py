@@ -1,8 +1,9 @@
 """Mininet's own network of hosts, bridges and links, with the slow and the intrusive parts replaced.
 
 Mininet keeps the object model (Topo, Mininet, Node, Link: what its prompt and its tools know). Ours differ in three
-ways: a host is held by `labhost init` in its own network, mount and PID namespaces instead of by a shell; links,
-addresses and permanent neighbours are made in one `ip -batch` a namespace; and none of the host's sysctls are touched.
+ways: a host is a first process in its own network, mount and PID namespaces instead of a shell; all hosts are made and
+wired at once, in parallel, by one `labhost hosts` (netlink, no command run); and none of the machine's sysctls are
+touched.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import ctypes
 import ipaddress
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +24,7 @@ import mininet.node
 import mininet.topo
 
 from lab.hosts import init_client
-from lab.isolation import tool_env
-from lab.model import FAMILIES, Family, Host, Segment, Topology
+from lab.model import FAMILIES, Family, Segment, Topology
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,23 +54,13 @@ ROUTER_SYSCTLS: dict[str, str] = {
 
 
 class LabHost(mininet.node.Host):  # type: ignore[misc]
-    """A Mininet host held by `labhost init`; `params`: labhost (path of the binary), socket (its control)."""
+    """A Mininet host whose first process takes commands at `params["socket"]`; it has a `pid` once the net is built."""
 
     pid: int | None
 
     def startShell(self, mnopts: str | None = None) -> None:  # noqa: N802 (Mininet's name)
-        argv = [str(self.params["labhost"]), "init", "--socket", str(self.params["socket"])]
-        self.shell: subprocess.Popen[bytes] = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        """Nothing yet: the net makes all its hosts at once."""
         self.socket = Path(self.params["socket"])
-
-    def await_ready(self) -> None:
-        """Wait until the host's namespaces stand. Raises OSError with what init said otherwise."""
-        if self.pid is None:
-            assert self.shell.stdout is not None
-            line = self.shell.stdout.readline().split()
-            if len(line) != 2 or line[0] != b"ready":
-                raise OSError(f"host {self.name}: labhost init did not start (status {self.shell.poll()})")
-            self.pid = int(line[1])
 
     def mountPrivateDirs(self) -> None:  # noqa: N802
         """Nothing: init has mounted them."""
@@ -81,8 +72,11 @@ class LabHost(mininet.node.Host):  # type: ignore[misc]
         return (done.stdout + done.stderr).decode(errors="replace")
 
     def terminate(self) -> None:
-        self.shell.kill()
-        self.shell.wait()
+        """Kill the host's first process, and by that all others; nobody waits here."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.pid = None
 
 
 class LabBridge(mininet.node.Switch):  # type: ignore[misc]
@@ -124,50 +118,71 @@ class PlannedIntf(mininet.link.Intf):  # type: ignore[misc]
 
 
 class LabNet(mininet.net.Mininet):  # type: ignore[misc]
-    """Mininet over LabHost, LabBridge and PlannedLink."""
+    """Mininet over LabHost, LabBridge and PlannedLink. `plan` is the text that `labhost hosts` reads (plan.h)."""
+
+    def __init__(self, *, labhost: Path, plan: str, **params: Any) -> None:
+        self._herd: subprocess.Popen[bytes] | None = None
+        self._labhost, self._plan = labhost, plan
+        super().__init__(**params)
 
     def configHosts(self) -> None:  # noqa: N802
-        for host in self.hosts:
-            host.await_ready()
+        """Make and wire every host. Raises OSError naming the host that could not be, and why."""
+        said = os.fdopen(os.memfd_create("labhost-hosts"), "w+b")  # not a pipe, which nobody would read later on
+        with said:
+            self._herd = subprocess.Popen([str(self._labhost), "hosts"], stdin=subprocess.PIPE,
+                                          stdout=subprocess.PIPE, stderr=said)
+            assert self._herd.stdin is not None
+            assert self._herd.stdout is not None
+            with contextlib.suppress(BrokenPipeError), self._herd.stdin:  # it says itself why it would not read
+                self._herd.stdin.write(self._plan.encode())
+            words = []
+            for line in self._herd.stdout:
+                words.append(line.split())
+                if words[-1] == [b"ready"]:
+                    break
+            if not words or words[-1] != [b"ready"]:
+                status = self._herd.wait()
+                said.seek(0)
+                why = said.read().decode(errors="replace").strip().splitlines()
+                who = f"host {words[-1][1].decode()}: " if words and words[-1][0] == b"failed" else ""
+                raise OSError(f"{who}{'; '.join(why[:3]) or f'labhost hosts ended with status {status}'}")
+        for _host, name, pid in words[:-1]:
+            self[name.decode()].pid = int(pid)
 
+    def stop(self) -> None:
+        """End all hosts; returns when their processes are gone."""
+        super().stop()
+        if self._herd is not None:
+            self._herd.wait()
 
 
 class LabTopo(mininet.topo.Topo):  # type: ignore[misc]
     """The scenario as a Mininet graph: a bridge a segment, a router between them, a host a host."""
 
-    def build(self, topology: Topology, labhost: Path, sockets: Path) -> None:
+    def build(self, topology: Topology, sockets: Path) -> None:
         for name in topology.segments:
             self.addSwitch(bridge_of(topology, name), cls=LabBridge)
-        self._host(topology.router, labhost, sockets / f"{topology.router}.sock")
-        for name, host in topology.hosts.items():
-            self._host(name, labhost, sockets / f"{name}.sock")
+        self._host(topology.router, sockets / f"{topology.router}.sock")
+        for index, (name, host) in enumerate(topology.hosts.items()):  # port_of, without a search for each
+            self._host(name, sockets / f"{name}.sock")
             self.addLink(name, bridge_of(topology, host.segment),
-                         intfName1="eth0", intfName2=port_of(topology, name), addr1=host.mac)
+                         intfName1="eth0", intfName2=f"p{index}", addr1=host.mac)
         for index, name in enumerate(topology.segments):
             self.addLink(topology.router, bridge_of(topology, name), intfName1=f"eth{index}",
                          intfName2=f"r{index}", addr1=router_mac(topology, name))
 
-    def _host(self, name: str, labhost: Path, socket: Path) -> None:
-        self.addHost(name, cls=LabHost, labhost=labhost, socket=socket, ip=None)
+    def _host(self, name: str, socket: Path) -> None:
+        self.addHost(name, cls=LabHost, socket=socket, ip=None)
 
 
 def make_net(topology: Topology, labhost: Path, sockets: Path) -> LabNet:
     """Hosts up, every link, address, route and permanent neighbour in place; raises OSError naming what failed."""
     # Its one-time initialisation raises the machine's limits and sets eleven sysctls, which changes the figures.
     mininet.net.Mininet.inited = True
-    topo = LabTopo(topology=topology, labhost=labhost, sockets=sockets)
     _sysctl({"net/ipv6/conf/default/disable_ipv6": "1", **{k: v for k, v in HOST_SYSCTLS.items() if "bridge" in k}})
-    net = LabNet(topo=topo, host=LabHost, switch=LabBridge, link=PlannedLink, intf=PlannedIntf,
-                 controller=None, build=True)
-    for node in net.hosts:
-        with netns(node.pid):
-            _sysctl(HOST_SYSCTLS | (ROUTER_SYSCTLS if node.name == topology.router else {}))
-    _batch(_links(topology, {node.name: node.pid for node in net.hosts}))
-    for node in net.hosts:
-        host = topology.hosts.get(node.name)
-        with netns(node.pid):
-            _batch(_host_config(topology, host) if host else _router_config(topology))
-    return net
+    return LabNet(labhost=labhost, plan="\n".join(plan(topology, sockets)),
+                  topo=LabTopo(topology=topology, sockets=sockets), host=LabHost, switch=LabBridge, link=PlannedLink,
+                  intf=PlannedIntf, controller=None, build=True)
 
 
 # --- the plan, pure --------------------------------------------------------------------------------
@@ -187,46 +202,34 @@ def router_mac(topology: Topology, segment: str) -> str:
     return f"02:fe:00:00:00:{list(topology.segments).index(segment) + 1:02x}"
 
 
-def _links(topology: Topology, pids: dict[str, int]) -> Iterator[str]:
-    for index, name in enumerate(topology.segments):
-        bridge = f"s{index}"
-        yield f"link add {bridge} type bridge mcast_snooping 0 forward_delay 0"
-        yield f"link set {bridge} up"
-        yield (f"link add r{index} type veth peer name eth{index} netns {pids[topology.router]}"
-               f" address {router_mac(topology, name)}")
-        yield f"link set r{index} master {bridge} up"
-    bridges = {name: f"s{index}" for index, name in enumerate(topology.segments)}
-    for index, host in enumerate(topology.hosts.values()):
-        yield f"link add p{index} type veth peer name eth0 netns {pids[host.name]} address {host.mac}"
-        yield f"link set p{index} master {bridges[host.segment]} up"
-
-
-def _host_config(topology: Topology, host: Host) -> Iterator[str]:
-    segment = topology.segments[host.segment]
-    yield "link set eth0 up"
-    for family in FAMILIES:
-        yield f"addr add {host.address(family)}/{_length(segment, family)} dev eth0{' nodad' if family == 6 else ''}"
-        yield f"route add default via {_gateway(segment, family)} dev eth0"
-        yield _neighbour(_gateway(segment, family), router_mac(topology, segment.name), "eth0")
-        for mate in topology.hosts.values():
-            if mate.segment == host.segment and mate.name != host.name:
-                yield _neighbour(mate.address(family), mate.mac, "eth0")
-
-
-def _router_config(topology: Topology) -> Iterator[str]:
-    device = {name: f"eth{index}" for index, name in enumerate(topology.segments)}
+def plan(topology: Topology, sockets: Path) -> Iterator[str]:
+    """The lines that `labhost hosts` reads: see plan.h. A host's neighbours are its whole segment and the router."""
+    yield from _sysctl_lines(HOST_SYSCTLS)
     for name, segment in topology.segments.items():
-        yield f"link set {device[name]} up"
-        for family in FAMILIES:
-            nodad = " nodad" if family == 6 else ""
-            yield f"addr add {_gateway(segment, family)}/{_length(segment, family)} dev {device[name]}{nodad}"
+        yield f"segment {bridge_of(topology, name)}"
+        yield (f"member {bridge_of(topology, name)} {segment.gateway4} {segment.gateway6}"
+               f" {router_mac(topology, name)}")
+    bridges = {name: bridge_of(topology, name) for name in topology.segments}
     for host in topology.hosts.values():
+        yield f"member {bridges[host.segment]} {host.v4} {host.v6} {host.mac}"
+    yield f"host {topology.router} {sockets / topology.router}.sock"
+    yield from _sysctl_lines(ROUTER_SYSCTLS)
+    for index, (name, segment) in enumerate(topology.segments.items()):
+        yield f"link eth{index} {bridges[name]} r{index} {router_mac(topology, name)}"
         for family in FAMILIES:
-            yield _neighbour(host.address(family), host.mac, device[host.segment])
+            yield f"address eth{index} {family} {_gateway(segment, family)} {_length(segment, family)}"
+    lengths = {(s.name, family): _length(s, family) for s in topology.segments.values() for family in FAMILIES}
+    for index, host in enumerate(topology.hosts.values()):
+        segment = topology.segments[host.segment]
+        yield f"host {host.name} {sockets / host.name}.sock"
+        yield f"link eth0 {bridges[host.segment]} p{index} {host.mac}"
+        for family in FAMILIES:
+            yield f"address eth0 {family} {host.address(family)} {lengths[segment.name, family]}"
+            yield f"default eth0 {family} {_gateway(segment, family)}"
 
 
-def _neighbour(address: str, mac: str, device: str) -> str:
-    return f"neigh replace {address} lladdr {mac} dev {device} nud permanent"
+def _sysctl_lines(values: dict[str, str]) -> Iterator[str]:
+    return (f"sysctl {key} {value}" for key, value in values.items())
 
 
 def _gateway(segment: Segment, family: Family) -> str:
@@ -261,10 +264,3 @@ def _sysctl(values: dict[str, str]) -> None:
     for key, value in values.items():
         with contextlib.suppress(FileNotFoundError):  # a kernel without the feature has nothing to switch off
             Path("/proc/sys", key).write_text(value)
-
-
-def _batch(lines: Iterator[str]) -> None:
-    done = subprocess.run(["ip", "-batch", "-"], input="\n".join(lines).encode(), capture_output=True,
-                          env=tool_env(), check=False)
-    if done.returncode:
-        raise OSError(f"ip -batch: {done.stderr.decode(errors='replace').strip()[:400]}")

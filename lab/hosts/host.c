@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -37,6 +38,28 @@ static void set_sysctl(const char *path, const char *const values[])
         if (errno != EINVAL || !*++values)
             die("%s: %s", path, strerror(errno));
     close(fd);
+}
+
+static bool holds(const char *path, const char *value)
+{
+    char now[64];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, now, sizeof now);
+    if (fd >= 0)
+        close(fd);
+    return n > 0 && (size_t)n == strlen(value) + 1 && !memcmp(now, value, (size_t)n - 1);
+}
+
+void host_sysctl(const char *key, const char *value)
+{
+    char path[256];
+    snprintf(path, sizeof path, "/proc/sys/%s", key);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool good = fd >= 0 ? write(fd, value, strlen(value)) >= 0 : errno == ENOENT;
+    if (!good && !holds(path, value))
+        die("sysctl %s=%s: %s", key, value, strerror(errno));
+    if (fd >= 0)
+        close(fd);
 }
 
 void host_enter(const char *hostname)

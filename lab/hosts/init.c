@@ -248,7 +248,7 @@ static void child_ready(struct watch *w, uint32_t events)
     }
 }
 
-static int listen_at(const char *path)
+int init_listen(const char *path)
 {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof at.sun_path)
@@ -263,15 +263,17 @@ static int listen_at(const char *path)
     return fd;
 }
 
-/* The host's PID 1. `alive` is a pipe whose other end only the parent holds; `ready` tells it that we listen. */
-static void run_host(const char *hostname, int listener, int alive, int ready)
+void init_end_with_parent(int alive)
 {
     struct pollfd parent = {.fd = alive};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (poll(&parent, 1, 0) > 0) /* it died before the line above */
         exit(1);
     setsid();
-    host_enter(hostname);
+}
+
+void init_serve(int listener, int ready, const void *word, size_t n)
+{
     sigset_t children;
     sigemptyset(&children);
     sigaddset(&children, SIGCHLD);
@@ -282,7 +284,7 @@ static void run_host(const char *hostname, int listener, int alive, int ready)
     loop_init();
     if (loop_add(&accepts, EPOLLIN) || loop_add(&reaps, EPOLLIN))
         die("epoll: %s", strerror(errno));
-    if (write(ready, "1", 1) != 1)
+    if (write(ready, word, n) != (ssize_t)n)
         exit(1);
     close(ready);
     for (;;)
@@ -297,7 +299,7 @@ static int hold(const char *hostname, const char *path)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGINT, SIG_IGN); /* a terminal's Ctrl-C is for labctl, which ends its hosts in order */
     signal(SIGPIPE, SIG_IGN);
-    int listener = listen_at(path);
+    int listener = init_listen(path);
     if (unshare(NAMESPACES))
         die("unshare: %s; it needs root", strerror(errno));
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
@@ -310,7 +312,9 @@ static int hold(const char *hostname, const char *path)
     if (pid == 0) {
         close(ready[0]);
         close(alive[1]);
-        run_host(hostname, listener, alive[0], ready[1]);
+        init_end_with_parent(alive[0]);
+        host_enter(hostname);
+        init_serve(listener, ready[1], "1", 1);
     }
     close(listener);
     close(ready[1]);

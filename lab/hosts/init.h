@@ -21,8 +21,20 @@
 
 int init_main(int argc, char **argv);
 
+/* The steps of a host's PID 1. It ends with its parent, who alone holds the other end of the pipe `alive`; listens at
+ * a path of the mounts that it still shares; and at last takes commands, having written `word` to `ready`. */
+void init_end_with_parent(int alive);
+int init_listen(const char *path);
+void init_serve(int listener, int ready, const void *word, size_t n) __attribute__((noreturn));
+
+/* herd.c: `labhost hosts`, all hosts of a lab at once. */
+int hosts_main(int argc, char **argv);
+
 /* host.c: make the calling process the host's PID 1 in all but its duties. */
 void host_enter(const char *hostname);
+/* Set one sysctl (a key as under /proc/sys). A kernel without it has nothing to set; one that refuses a value that is
+ * there already has done no harm. Dies otherwise. */
+void host_sysctl(const char *key, const char *value);
 
 /* spawn.c: a command as it was asked for; the strings lie in the request's memory. */
 struct command {

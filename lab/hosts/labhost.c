@@ -1,4 +1,4 @@
-/* labhost: what runs on a host of the lab. `init` holds the host's namespaces, `serve` is a built-in service. */
+/* labhost: what runs on a host of the lab. `hosts` makes all hosts of a lab, `init` a single one, `serve` is a built-in service. */
 #include <stdio.h>
 #include <string.h>
 
@@ -9,9 +9,12 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "init"))
         return init_main(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "hosts"))
+        return hosts_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "serve"))
         return serve_main(argc - 1, argv + 1);
     fputs("labhost: init --socket PATH [--hostname NAME]\n"
+          "labhost: hosts <PLAN\n"
           "labhost: serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]\n",
           stderr);
     return 2;
