@@ -140,7 +140,7 @@ def _owner_gone(cgroup: Path) -> bool:
         pid, born, namespace = os.getxattr(cgroup, _OWNER).decode().split()
     except (OSError, ValueError):
         return False
-    return namespace == str(Path("/proc/self/ns/pid").readlink()) and _owner(int(pid)) != f"{pid} {born} {namespace}"
+    return namespace == _pid_namespace() and _owner(int(pid)) != f"{pid} {born} {namespace}"
 
 
 def _owner(pid: int) -> str:
@@ -149,7 +149,11 @@ def _owner(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return f"{pid} {fields[19]} {Path("/proc/self/ns/pid").readlink()}" if fields[0] not in "ZX" else ""
+    return f"{pid} {fields[19]} {_pid_namespace()}" if fields[0] not in "ZX" else ""
+
+
+def _pid_namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def remove_cgroup(cgroup: Path, tries: int = 500) -> None:
