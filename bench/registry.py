@@ -1,24 +1,56 @@
-"""The one place in bench that knows enforcers: by entry point, so that adding one is one line of its own package."""
+"""The one place in bench that knows enforcers: by entry point, so that adding one is one line of its own package.
+
+What somebody else's package does wrong is an EnforcerError of that arm, and touches no other.
+"""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 
-from lab.model import Enforcer
+from bench.contract import EnforcerError, Guarded, in_a_line, lacking
 
 GROUP = "labctl.enforcers"
 
 
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """One arm as its package announces it: the entry point's name and target, the package and its version."""
+
+    name: str
+    target: str
+    package: str
+    version: str
+
+
+def installed() -> tuple[Installed, ...]:
+    """Every arm that is installed, broken or not, the baseline first; of one name, the one that is found first."""
+    found: dict[str, Installed] = {}
+    for point in entry_points(group=GROUP):
+        package, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+        found.setdefault(point.name, Installed(point.name, point.value, package, version))
+    return tuple(sorted(found.values(), key=lambda one: (one.name != "none", one.name)))
+
+
 def names() -> tuple[str, ...]:
-    """Every arm that is installed, the baseline first."""
-    found = sorted({point.name for point in entry_points(group=GROUP)})
-    return tuple(sorted(found, key=lambda name: (name != "none", name)))
+    """The name of every arm that is installed, the baseline first."""
+    return tuple(one.name for one in installed())
 
 
-def load(name: str) -> Enforcer:
-    """A new enforcer by its arm's name. Raises LookupError with the names there are."""
+def load(name: str) -> Guarded:
+    """A new enforcer by its arm's name. Raises LookupError with the names there are, EnforcerError if it is broken."""
     for point in entry_points(group=GROUP):
         if point.name == name:
-            enforcer: Enforcer = point.load()()
-            return enforcer
+            return _made(point)
     raise LookupError(f"there is no arm '{name}'; installed are: {', '.join(names())}")
+
+
+def _made(point: EntryPoint) -> Guarded:
+    try:
+        enforcer = point.load()()
+        problem = lacking(enforcer, point.name)
+    except Exception as err:  # whatever importing somebody's module raises
+        problem = in_a_line(err)
+    if problem:
+        raise EnforcerError(f"arm '{point.name}' ({point.value}) is broken: {problem}")
+    return Guarded(point.name, enforcer)

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import assemble, environment, honest, registry
+from bench.contract import EnforcerError
 from bench.experiment import Collected, Options, Say, execute
 from bench.instruments.datapath import InstrumentError
 from bench.instruments.traffic import TrafficError
@@ -29,7 +30,7 @@ from lab.users import one_user
 
 
 def run_scenario(scenario: Scenario, options: Options) -> int:
-    """Run and report. Exit status as documented: 0, 1 (defect), 3 (machine), 4 (invalid), 130 (interrupted)."""
+    """Run and report. Exit status as documented: 0, 1 (defect), 2 (an arm's code fails), 3 (machine), 4, 130."""
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
     try:
@@ -37,7 +38,15 @@ def run_scenario(scenario: Scenario, options: Options) -> int:
     except BuildError as err:
         print(err, file=sys.stderr)
         return 3
-    return run_isolated(lambda me: _inside(scenario, options, labhost, me), "run", scenario.name)
+    return run_isolated(lambda me: _measured(scenario, options, labhost, me), "run", scenario.name)
+
+
+def _measured(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity) -> int:
+    try:
+        return _inside(scenario, options, labhost, me)
+    except EnforcerError as err:
+        print(f"labctl: {err}", file=sys.stderr)
+        return 2
 
 
 def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity) -> int:
@@ -80,8 +89,7 @@ def _on_testbed(collected: Collected, labhost: Path, me: RunIdentity, store: Res
     with mininet_lab.up(scenario.topology, labhost, me.cgroup, who) as testbed:
         with honest.clients(scenario, testbed) as traffic:
             execute(collected, testbed, traffic, store, say)
-        if collected.interrupted:
-            say("interrupted: taking the lab down")
+        say("interrupted: taking the lab down" if collected.interrupted else "taking the lab down")
 
 
 @contextlib.contextmanager

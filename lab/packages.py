@@ -15,7 +15,7 @@ _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A command that the lab calls, its Debian package, what for, and how it tells its version (no arguments: not)."""
+    """A command that the lab calls, its Debian package, what for, and how it tells its version ((): it does not)."""
 
     command: str
     package: str
@@ -28,7 +28,7 @@ TOOLS = (
     Tool("ip", "iproute2", "links and routes", ("-V",)),
     Tool("tc", "iproute2", "queueing disciplines and switch-side programs", ("-V",)),
     Tool("nft", "nftables", "packet filters"),
-    Tool("mnexec", "mininet", "Mininet's helper", ("-v",)),
+    Tool("mnexec", "mininet", "Mininet's helper", ()),
     Tool("ifconfig", "net-tools", "asked for by Mininet"),
     Tool("iperf3", "iperf3", "bulk throughput"),
     Tool("tar", "tar", "unpacks what an arm places"),
@@ -75,4 +75,4 @@ def version_of(argv: Sequence[str]) -> str:
 
 def _found(tool: Tool) -> Found:
     path = shutil.which(tool.command, path=_PATH)
-    return Found(tool, path, version_of((path, *tool.version)) if path else "")
+    return Found(tool, path, version_of((path, *tool.version)) if path and tool.version else path or "")

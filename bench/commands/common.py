@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from bench import registry
+from bench.contract import EnforcerError
 from lab.model import Scenario
 
 EXIT_DONE, EXIT_DEFECT, EXIT_USAGE, EXIT_MACHINE, EXIT_INVALID, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -65,8 +66,10 @@ def load_scenario(name: str) -> Scenario:
 
 
 def known_arms(names: tuple[str, ...]) -> tuple[str, ...]:
-    """`names` as they are, if every one is an installed arm."""
+    """`names` as they are, if every one is an installed arm that can be loaded."""
     for name in names:
-        if name not in registry.names():
-            raise fail(f"labctl: there is no arm '{name}'; installed are: {', '.join(registry.names())}", EXIT_USAGE)
+        try:
+            registry.load(name)
+        except (LookupError, EnforcerError) as err:
+            raise fail(f"labctl: {err}", EXIT_USAGE) from None
     return names

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from lab import packages
 from lab.backends import mininet_net
 from lab.backends.base import Completed, Usage
 from lab.deploy.enforcement import AnsibleEnforcement
@@ -21,10 +20,6 @@ from lab.isolation import RUN_DIR
 from lab.model import FAMILIES, STRANGER, Family, Flow, Topology
 
 UP_TIMEOUT_S = 60.0
-# what has to be on the machine, and the Debian package that brings it; Mininet itself asks for mnexec and ifconfig
-_TOOLS = {"ip": "iproute2", "nft": "nftables", "mnexec": "mininet", "ifconfig": "net-tools", "iperf3": "iperf3",
-          "tar": "tar"}
-_TOOL_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 class LabDownError(RuntimeError):
@@ -192,10 +187,10 @@ class ChildOnHost:
         return self._handle.wait(timeout)
 
     def kill(self) -> None:
+        self._handle.kill()  # first: closing a pipe that a thread is reading waits for that thread
         for pipe in (self.stdin, self.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
-        self._handle.kill()
 
 
 def _cpu_s(cgroup: Path) -> float:
@@ -220,21 +215,10 @@ def _pss(pid: int) -> int:
 def up(topology: Topology, labhost: Path, cgroup: Path | None,
        actors: Collection[Actor]) -> Iterator[MininetTestbed]:
     """Stand the topology up, services running, every host heard by a neighbour. Raises LabDownError or OSError."""
-    missing = {package for tool, package in _TOOLS.items() if shutil.which(tool, path=_TOOL_PATH) is None}
-    if missing:
-        raise LabDownError(f"lab: packages are missing; apt-get install -y {' '.join(sorted(missing))}")
+    if missing := packages.missing_packages():
+        raise LabDownError(f"lab: packages are missing; as root type: {packages.apt_line(missing)}")
     testbed = MininetTestbed(topology, labhost, cgroup, actors)
     try:
         yield testbed
     finally:
         testbed.close()
-
-
-def tool(argv: Sequence[str]) -> str:
-    """The first line a tool prints of its version, or why it printed none."""
-    try:
-        done = subprocess.run(list(argv), capture_output=True, timeout=10, check=False)
-    except OSError as err:
-        return f"not found ({err.strerror})"
-    lines = (done.stdout + done.stderr).decode(errors="replace").splitlines()
-    return lines[0] if lines else f"status {done.returncode}"
