@@ -53,6 +53,7 @@ class CostPlan:
     rate: float
     blocks: int
     seed: int
+    shuffled: bool = True  # only the self-test has the arms in one order, to show what that does
 
 
 def run_blocks(plan: CostPlan, arms: Sequence[Arm], checks: dict[str, Check], testbed: Testbed,
@@ -62,7 +63,8 @@ def run_blocks(plan: CostPlan, arms: Sequence[Arm], checks: dict[str, Check], te
     baseline = next(arm for arm in arms if arm.name == "none")
     for block in range(plan.blocks):
         entries = [(arm.name, arm) for arm in arms] + [(AA, baseline)]
-        rng.shuffle(entries)
+        if plan.shuffled:
+            rng.shuffle(entries)
         for order, (name, arm) in enumerate(entries):
             say(f"block {block + 1} of {plan.blocks}: {name}")
             cell = _cell(plan, block, order, name, arm, checks[arm.name], testbed, traffic)

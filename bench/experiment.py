@@ -36,6 +36,7 @@ class Options:
     results: Path = Path("results")
     blocks: int | None = None
     seed: int | None = None
+    shuffled: bool = True  # only the self-test has the arms in one order, to show what that does
 
     @property
     def block_count(self) -> int:
@@ -107,7 +108,8 @@ def _take_costs(collected: Collected, testbed: Testbed, traffic: Traffic | None,
             collected.invalid.append("no costs: no declared TCP flow between two hosts is open under every arm")
         return
     plan = blocks.CostPlan(collected.measured, QUICK_WINDOW_S if options.quick else DEFAULT_WINDOW_S,
-                           scenario.traffic.rate if scenario.traffic else 0.0, options.block_count, scenario.seed)
+                           scenario.traffic.rate if scenario.traffic else 0.0, options.block_count, scenario.seed,
+                           options.shuffled)
     checks = {name: _check(record, scenario.seed) for name, record in collected.records.items()}
     blocks.run_blocks(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.cells)
 
