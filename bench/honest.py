@@ -35,8 +35,9 @@ def clients(scenario: Scenario, testbed: MininetTestbed) -> Iterator[Traffic | N
         yield None
         return
     locustfile = Path(wanted.locustfile)
-    files = {f"{_PLACE}/worker.py": traffic.WORKER.read_bytes(), f"{_PLACE}/{locustfile.name}": locustfile.read_bytes(),
-             _PYTHON: traffic.interpreter().read_bytes()}
+    files = {f"{_PLACE}/worker.py": traffic.WORKER.read_bytes(),
+             **{f"{_PLACE}/{part.name}": part.read_bytes() for part in traffic.BESIDE_WORKER},
+             f"{_PLACE}/{locustfile.name}": locustfile.read_bytes(), _PYTHON: traffic.interpreter().read_bytes()}
     path = scenario.topology.processes[wanted.process].path
     for host in wanted.clients:
         testbed.put(host, files)

@@ -1,180 +1,60 @@
 """Locust inside one client host: a process of its own that sends visits at fixed times and hands back raw figures.
 
 Importing locust patches this process, so nothing else may live in it: it is started as the client's declared
-executable and imports no other part of labctl. Of locust it takes the users of a locustfile and the raw
-`events.request`, and leaves its pacing (a closed loop), statistics (whole milliseconds) and CPU alarm (after 20 s).
+executable and imports no other part of labctl but the two files beside it. Of locust it takes the users of a locustfile
+and the raw `events.request`, and leaves its pacing (a closed loop), statistics (whole milliseconds; handed back for
+comparison) and CPU alarm (after 20 s).
 
-A *visit* is one run of a user's task. Visits start by a kernel timer, at constant intervals, each in a free user; if
-none is free the visit waits and its time counts from when it was due, so a stalled server cannot hide its stall.
+A *visit* is one run of a user's task. Visits start by a kernel timer, when the phases (RFC 9411, 4.3.4) have them due,
+each in a free user; if none is free the visit waits and its time counts from when it was due, so a stalled server
+cannot hide its stall. Only visits due in the sustain phase make figures.
 
 Protocol, JSON lines. In: `{"start": {"targets": [{"url", "weight"}, …]}}` once, then any number of
-`{"run": {"at", "rate", "seconds", "discard"}}`; end of input ends the process. `rate` is in requests a second, so
-visits come at rate / requests_per_visit. Out: `{"ready": …}`, for each run `{"truth": …}` for every connection made and
-one `{"result": …}`, or `{"error": "…"}` before it ends with status 2. Times are seconds of CLOCK_MONOTONIC.
+`{"run": {"at", "rate", "phases": {"ramp", "sustain", "down", "from"}}}` (see locust_pacing.schedule); end of input ends
+the process. `rate` is in requests a second, so visits come at rate / requests_per_visit. Out: `{"ready": …}`, for each
+run `{"truth": …}` for every connection made and one `{"result": …}`, or `{"error": "…"}` before it ends with status 2.
+Times are seconds of CLOCK_MONOTONIC. Nothing is judged here.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["GEVENT_RESOLVER"] = "block"  # targets are addresses: a resolver thread would only add its own delay
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120  # PYTHONSAFEPATH leaves it out
 
 import argparse
-import ctypes
 import errno
 import gc
 import json
-import math
 import random
-import socket as standard_socket
-import struct
-import sys
 import time
 import traceback
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
-import gevent.socket
 import locust
-from gevent._socket3 import _wrefsocket
 from gevent.event import Event
 from gevent.queue import SimpleQueue
 from locust.env import Environment
 from locust.exception import InterruptTaskSet, RescheduleTask, StopUser
+from locust.stats import RequestStats
 from locust.util.load_locustfile import load_locustfile
 
-CPU_SAMPLE_S = 0.25
-CPU_LIMIT = 0.5  # of one core, over a second: above it a generator's own queue shows as latency of the server
-# How late nine of ten visits are handed out: the generator's own lateness, not the server's. Not p99, which a short
-# window takes from one visit: a hypervisor that halts the machine for 20 ms now and then is noise, not a knee.
-LAG_LIMIT_S = 0.010
+if TYPE_CHECKING:
+    from bench.instruments import locust_connections
+    from bench.instruments import locust_pacing as pacing
+else:  # on the host they lie beside this file, and there is no `bench`
+    import locust_connections
+    import locust_pacing as pacing
+
 GRACE_S = 5.0  # for visits under way when the last was handed out
-_RESET = struct.pack("ii", 1, 0)  # struct linger: on, for no time
-_PENDING = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY)
-
-
-# --- what was really connected ----------------------------------------------------------------
-
-
-class Connections:
-    """Every TCP connection that this process made, as its own socket saw it."""
-
-    def __init__(self) -> None:
-        self.done: list[dict[str, Any]] = []
-
-    def watch(self) -> None:
-        """From now on every gevent socket is watched, and closes with a reset.
-
-        FIN-closing leaves TIME_WAIT behind and falls to a tenth of the rate after some 14,000 connections to one port.
-        """
-        ended = self.done.append
-
-        class Watched(_wrefsocket):  # type: ignore[misc]
-            __slots__ = ("error", "peer", "received", "sent", "since")
-
-            def connect_ex(self, address: Any) -> int:
-                if not hasattr(self, "since"):
-                    self.since, self.peer = time.monotonic(), address
-                    self.sent = self.received = 0
-                    self.setsockopt(standard_socket.SOL_SOCKET, standard_socket.SO_LINGER, _RESET)
-                self.error = super().connect_ex(address)
-                return int(self.error)
-
-            def getsockopt(self, *args: Any) -> Any:
-                value = super().getsockopt(*args)
-                if value and args == (standard_socket.SOL_SOCKET, standard_socket.SO_ERROR):
-                    self.error = value  # how gevent learns that a connect failed
-                return value
-
-            def send(self, *args: Any) -> int:
-                n: int = super().send(*args)
-                self.sent += n
-                return n
-
-            def recv(self, *args: Any) -> bytes:
-                data: bytes = super().recv(*args)
-                self.received += len(data)
-                return data
-
-            def recv_into(self, *args: Any) -> int:
-                n: int = super().recv_into(*args)
-                self.received += n
-                return n
-
-            def close(self) -> None:
-                if hasattr(self, "since") and self.fileno() >= 0:
-                    ended(_connection(self))
-                super().close()
-
-        gevent.socket.socket._gevent_sock_class = Watched
-
-    def take(self) -> list[dict[str, Any]]:
-        taken = self.done[:]
-        self.done.clear()
-        return taken
-
-
-def _connection(sock: Any) -> dict[str, Any]:
-    number = 0 if sock.error in (*_PENDING, errno.EISCONN) else sock.error
-    local = sock.getsockname()
-    return {"source": local[0], "sport": local[1], "target": sock.peer[0], "dport": sock.peer[1],
-            "start": sock.since, "end": time.monotonic(), "errno": number, "sent": sock.sent,
-            "received": sock.received, "outcome": _outcome(sock.error, sock.received)}
-
-
-def _outcome(number: int, received: int) -> str:
-    """The name of lab.model.Outcome; the module itself is not imported here."""
-    if number in (0, errno.EISCONN):
-        return "OPEN" if received else "BROKEN"
-    if number == errno.ECONNREFUSED:
-        return "REFUSED"
-    if number in (errno.EPERM, errno.EACCES):
-        return "DENIED_LOCALLY"
-    if number in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return "UNREACHABLE"
-    return "TIMED_OUT" if number in (*_PENDING, errno.ETIMEDOUT) else "BROKEN"
-
-
-# --- sending at fixed times -------------------------------------------------------------------
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("s", ctypes.c_long), ("ns", ctypes.c_long))
-
-
-class _Itimerspec(ctypes.Structure):
-    _fields_ = (("interval", _Timespec), ("value", _Timespec))
-
-
-def _ticks(first_ns: int, interval_ns: int, n: int) -> Iterator[int]:
-    """Yield 0..n-1, each at its time: the kernel's timer, since gevent's own wakes in whole milliseconds.
-
-    After a delay the ticks that are due come at once: none is skipped (timerfd_create(2)).
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "timerfd_create")
-    try:
-        spec = _Itimerspec(_Timespec(*divmod(interval_ns, 10**9)), _Timespec(*divmod(first_ns, 10**9)))
-        absolute = 1  # TFD_TIMER_ABSTIME
-        if libc.timerfd_settime(fd, absolute, ctypes.byref(spec), None):
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
-        hub = gevent.get_hub()
-        watcher, tick = hub.loop.io(fd, 1), 0
-        while tick < n:
-            hub.wait(watcher)
-            for _ in range(min(int.from_bytes(os.read(fd, 8), sys.byteorder), n - tick)):
-                yield tick
-                tick += 1
-    finally:
-        os.close(fd)
 
 
 @dataclass(slots=True)
@@ -182,7 +62,7 @@ class Visit:
     """One visit: when it was due, and what its requests took."""
 
     due: float
-    measured: bool
+    phase: str
     end: float = 0.0  # of its last request
     done: bool = False
     times_us: list[float] = field(default_factory=list)
@@ -242,31 +122,38 @@ class Generator:
             if not self.left:
                 self.all_done.set()
 
-    def window(self, at: float, rate: float, seconds: float, discard: float) -> dict[str, Any]:
-        """Send visits from `at` for discard + seconds; the figures are of those due after the first `discard`."""
-        interval_ns = round(1e9 * self.requests_per_visit / rate)
-        total = max(1, round((discard + seconds) * 1e9 / interval_ns))
-        skipped = round(discard * 1e9 / interval_ns)
+    def due(self) -> float:
+        """When the visit of the greenlet that asks was due; 0.0 outside of one."""
+        visit = self.under_way.get(gevent.getcurrent())
+        return visit.due if visit else 0.0
+
+    def window(self, at: float, rate: float, phases: dict[str, float]) -> dict[str, Any]:
+        """Send visits from `at` through all phases; the figures are of those due in sustain."""
         first_ns = max(int(at * 1e9), time.monotonic_ns() + 1_000_000)
+        plan = pacing.schedule(rate / self.requests_per_visit, phases)
+        visits = [Visit((first_ns + offset) / 1e9, phase) for offset, phase in plan]
+        begins = [first_ns / 1e9 + since for since in (0.0, phases["ramp"], phases["ramp"] + phases["sustain"])]
         queue = SimpleQueue()
-        self.left = total
+        self.left = len(visits)
         self.all_done.clear()
-        visits: list[Visit] = []
         lags: list[float] = []
         pool = [gevent.spawn(self._user, index, queue) for index in range(len(self.users))]
-        sampler = Sampler()
-        sampling = gevent.spawn_later(max(0.0, first_ns / 1e9 + discard - time.monotonic()), sampler.run)
-        for tick in _ticks(first_ns, interval_ns, total):
-            visit = Visit((first_ns + tick * interval_ns) / 1e9, measured=tick >= skipped)
-            visits.append(visit)
+        sampler = pacing.Sampler()
+        sampling = gevent.spawn_later(max(0.0, begins[1] - time.monotonic()), sampler.run)
+        clock = pacing.clock_offset_ns()
+        for tick in pacing.ticks([first_ns + offset for offset, _phase in plan]):
+            visit = visits[tick]
             queue.put(visit)
-            if visit.measured:
+            if visit.phase == pacing.SUSTAIN:
                 lags.append(time.monotonic() - visit.due)
         self.all_done.wait(GRACE_S)
         gevent.killall([*pool, sampling], block=True, timeout=1.0)
         sampler.sample()
         self.under_way.clear()
-        return _figures([v for v in visits if v.measured], lags, sampler.shares)
+        end = time.monotonic()
+        stamps = {"ramp": begins[0], "sustain": begins[1], "down": begins[2], "sent": visits[-1].due, "end": end}
+        return {**_figures(visits, begins[1], begins[2]), "phases": stamps,
+                "generator": pacing.facts(sampler, lags, (clock, pacing.clock_offset_ns()), end - begins[0])}
 
 
 def _tasks(user: Any, locustfile: str) -> list[Callable[[Any], object]]:
@@ -285,54 +172,26 @@ def _name(error: BaseException) -> str:
     return " ".join(str(part) for part in (type(error).__name__, code, status or "") if part)
 
 
-class Sampler:
-    """This process's own CPU as a share of one core, every quarter of a second."""
-
-    def __init__(self) -> None:
-        self.shares: list[float] = []
-        self.last = (time.monotonic(), time.process_time())
-
-    def run(self) -> None:
-        self.last = (time.monotonic(), time.process_time())
-        while True:
-            gevent.sleep(CPU_SAMPLE_S)
-            self.sample()
-
-    def sample(self) -> None:
-        now = (time.monotonic(), time.process_time())
-        if now[0] - self.last[0] >= CPU_SAMPLE_S / 2:
-            self.shares.append((now[1] - self.last[1]) / (now[0] - self.last[0]))
-            self.last = now
-
-
-def _figures(visits: list[Visit], lags: list[float], shares: list[float]) -> dict[str, Any]:
-    good = [v for v in visits if v.done and not v.errors and v.times_us]
-    errors = Counter(name for v in visits for name in v.errors)
-    unfinished = sum(not v.done for v in visits)
-    busy = _busiest_second(shares)
-    invalid = []
-    if busy > CPU_LIMIT:
-        invalid.append(f"the generator used {busy:.0%} of its core for a second (at most {CPU_LIMIT:.0%})")
-    if (late := _at(lags, 0.9)) > LAG_LIMIT_S:
-        invalid.append(f"the generator sent late: p90 {late * 1e3:.1f} ms (at most {LAG_LIMIT_S * 1e3:.0f} ms)")
-    if unfinished:
-        invalid.append(f"{unfinished} of {len(visits)} visits were not finished {GRACE_S:.0f} s after the end")
-    return {"visits": len(visits), "finished": len(visits) - unfinished,
-            "latencies_us": [round(t, 1) for v in visits for t in v.times_us],
+def _figures(visits: list[Visit], begin: float, end: float) -> dict[str, Any]:
+    """Of the visits due in sustain, which lasts from `begin` to `end`; `completed` are all that ended within it."""
+    measured = [v for v in visits if v.phase == pacing.SUSTAIN]
+    good = [v for v in measured if v.done and not v.errors and v.times_us]
+    return {"visits": len(measured), "finished": sum(v.done for v in measured),
+            "completed": sum(v.done and begin <= v.end < end for v in visits), "sustain": end - begin,
+            "latencies_us": [round(t, 1) for v in measured for t in v.times_us],
             "from_intended_us": [round((v.end - v.due) * 1e6, 1) for v in good],
-            "errors": dict(errors), "lag_p99_us": round(_at(lags, 0.99) * 1e6, 1), "cpu": round(busy, 3),
-            "invalid": invalid}
+            "errors": dict(Counter(name for v in measured for name in v.errors)),
+            "locust": _as_locust_says(measured)}
 
 
-def _at(values: list[float], share: float) -> float:
-    """The value that `share` of all are equal to or below; 0 for none."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
-
-
-def _busiest_second(shares: list[float]) -> float:
-    """The highest mean of four samples in a row, or of all if they are fewer; 0 for none."""
-    last = max(0, len(shares) - 4)
-    return max((fmean(shares[i: i + 4]) for i in range(last + 1)), default=0.0) if shares else 0.0
+def _as_locust_says(visits: list[Visit]) -> dict[str, float]:
+    """The same requests in locust's own statistics: milliseconds, from when a request was really sent."""
+    stats = RequestStats()
+    for time_us in (t for v in visits for t in v.times_us):
+        stats.log_request("GET", "all", time_us / 1000.0, 0)
+    return {"requests": stats.total.num_requests, "mean_ms": round(stats.total.avg_response_time, 3),
+            **{f"p{q}_ms": stats.total.get_response_time_percentile(q / 100) for q in (50, 90, 99)},
+            "max_ms": stats.total.max_response_time or 0.0}
 
 
 # --- the process ------------------------------------------------------------------------------
@@ -363,7 +222,7 @@ def _arguments(argv: list[str]) -> Namespace:
 
 
 def _serve(options: Namespace, out: Any) -> None:
-    connections = Connections()
+    connections = locust_connections.Connections()
     connections.watch()
     generator = None
     # Nothing else runs between windows, so a blocking read is right (gevent leaves standard input as it is).
@@ -372,6 +231,7 @@ def _serve(options: Namespace, out: Any) -> None:
         if "start" in command:
             locustfile = str(Path(options.locustfile).resolve())
             generator = Generator(locustfile, command["start"]["targets"], options.users, options.seed)
+            connections.due = generator.due
             _say(out, "ready", {"pid": os.getpid(), "locust": locust.__version__,
                                 "requests_per_visit": generator.requests_per_visit})
         elif generator is not None:

@@ -23,9 +23,12 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.instruments.certificate import Certificate, certify
+from bench.instruments.phases import Phases, PhaseTimes, phase_times
 from lab.model import Flow, Topology, Truth
 
 WORKER = Path(__file__).with_name("locust_worker.py")
+BESIDE_WORKER = tuple(WORKER.with_name(f"locust_{part}.py") for part in ("connections", "pacing"))
 START_TIMEOUT_S = 30.0  # importing locust takes about a second of CPU, in every client at once
 GRACE_S = 10.0  # beyond the window: the worker's own grace for visits under way, and handing over its figures
 LEAD_S = 0.1  # between the command and the first visit, so that all workers have it
@@ -59,23 +62,57 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Connection:
+    """One TCP connection as its own socket saw it; seconds of CLOCK_MONOTONIC, 0.0 for what did not happen.
+
+    `due`: its visit's. `start`: before the SYN. `first`, `last`: bytes received.
+    """
+
+    client: str
+    source: str
+    sport: int
+    target: str
+    dport: int
+    due: float
+    start: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrafficWindow:
-    """One window of all clients together.
+    """One window of all clients together; figures of what was due in its sustain phase.
 
     `from_intended_us`: a whole visit without errors, from when it was due to the end of its last request, the figure to
-    report. `latencies_us`: each request as locust timed it. `cpu`: the highest share of one core over a second, by
-    client. `truths`: every connection made, those of the ramp too; `arrived` means that an answer came.
+    report. `latencies_us`: each request as locust timed it. `ttfb_us`, `ttlb_us`: each connection that was answered,
+    from before its SYN to its first and its last byte (RFC 9411's TTFB and TTLB). `cpu`: the highest share of one core
+    over a second, by client. `truths`: every connection made, those of the other phases too; `arrived` means that an
+    answer came. `completed`: visits that ended within sustain, of whichever phase. `locust`: its own statistics,
+    by client.
     """
 
     latencies_us: NDArray[np.float64]
     from_intended_us: NDArray[np.float64]
     errors: Mapping[str, int]
-    invalid: tuple[str, ...]
+    certificate: Certificate
     cpu: Mapping[str, float]
     lag_p99_us: Mapping[str, float]
     visits: int
     finished: int
+    completed: int
+    sustain_s: float
     truths: tuple[Truth, ...]
+    connections: tuple[Connection, ...]
+    phases: Mapping[str, PhaseTimes]
+    ttfb_us: NDArray[np.float64]
+    ttlb_us: NDArray[np.float64]
+    clock_offset_s: float  # CLOCK_REALTIME less CLOCK_MONOTONIC, in the middle of the window
+    locust: Mapping[str, Mapping[str, float]]
+
+    @property
+    def invalid(self) -> tuple[str, ...]:
+        """Why the window does not count; empty if it does."""
+        return self.certificate.reasons
 
 
 def targets(flows: Iterable[Flow], topology: Topology, weights: Mapping[Flow, int] | None = None) -> tuple[Target, ...]:
@@ -150,17 +187,25 @@ class Traffic:
     def run(self, rate_total: float, seconds: float, discard_s: float = 0.5) -> TrafficWindow:
         """`rate_total` requests a second from all clients together; figures from `seconds` after the ramp `discard_s`.
 
+        The ramp is as fast as the rest, and there is no ramp-down. `run_phases` says the rest.
+        """
+        return self.run_phases(rate_total, Phases(LEAD_S, discard_s, seconds, 0.0, from_share=1.0))
+
+    def run_phases(self, rate_total: float, phases: Phases) -> TrafficWindow:
+        """One window at `rate_total` requests a second from all clients together, in these phases.
+
         The clients send in turn: each has an equal share of the rate and starts one interval after the one before.
         """
         rate = rate_total / len(self.workers)
-        begin = time.monotonic() + LEAD_S
+        commanded = time.monotonic()
+        begin = commanded + max(LEAD_S, phases.init_s)
         for index, worker in enumerate(self.workers):
-            worker.send({"run": {"at": begin + index / rate_total, "rate": rate, "seconds": seconds,
-                                 "discard": discard_s}})
-        deadline = begin + discard_s + seconds + GRACE_S
+            worker.send({"run": {"at": begin + index / rate_total, "rate": rate, "phases": phases.command()}})
+        deadline = begin + phases.total_s + GRACE_S
         results = {worker.client: worker.await_one("result", deadline) for worker in self.workers}
-        truths = [self._truth(worker.client, one) for worker in self.workers for one in worker.take_truths()]
-        return _merged(results, truths)
+        raw = [(worker.client, one) for worker in self.workers for one in worker.take_truths()]
+        truths = [self._truth(client, one) for client, one in raw]
+        return _merged(results, truths, [_connection(client, one) for client, one in raw], commanded)
 
     def _truth(self, client: str, one: Mapping[str, Any]) -> Truth:
         process = self.topology.processes[self.process]
@@ -187,18 +232,33 @@ def arrivals(truths: Iterable[Truth], seen: Iterable[tuple[str, int, str, int]])
     return [replace(t, arrived=t.arrived or (t.source_address, t.sport, t.target, t.dport) in known) for t in truths]
 
 
-def _merged(results: Mapping[str, Mapping[str, Any]], truths: Sequence[Truth]) -> TrafficWindow:
+def _connection(client: str, one: Mapping[str, Any]) -> Connection:
+    return Connection(client, one["source"], one["sport"], one["target"], one["dport"], one["due"], one["start"],
+                      one["first"], one["last"])
+
+
+def _merged(results: Mapping[str, Mapping[str, Any]], truths: Sequence[Truth], connections: Sequence[Connection],
+            commanded: float) -> TrafficWindow:
     errors: Counter[str] = Counter()
     for one in results.values():
         errors.update(one["errors"])
+    phases = {client: phase_times(commanded, one["phases"]) for client, one in results.items()}
+    answered = [c for c in connections if c.first and phases[c.client].within_sustain(c.due)]
+    offsets = [ns for one in results.values() for ns in one["generator"]["clock_offset_ns"]]
     return TrafficWindow(
         latencies_us=_joined(results, "latencies_us"), from_intended_us=_joined(results, "from_intended_us"),
-        errors=dict(errors),
-        invalid=tuple(f"traffic: {client}: {reason}" for client, one in results.items() for reason in one["invalid"]),
-        cpu={client: one["cpu"] for client, one in results.items()},
-        lag_p99_us={client: one["lag_p99_us"] for client, one in results.items()},
+        errors=dict(errors), certificate=certify(results),
+        cpu={client: one["generator"]["cpu"] for client, one in results.items()},
+        lag_p99_us={client: one["generator"]["lag_p99_us"] for client, one in results.items()},
         visits=sum(one["visits"] for one in results.values()),
-        finished=sum(one["finished"] for one in results.values()), truths=tuple(truths))
+        finished=sum(one["finished"] for one in results.values()),
+        completed=sum(one["completed"] for one in results.values()),
+        sustain_s=max(one["sustain"] for one in results.values()), truths=tuple(truths),
+        connections=tuple(connections), phases=phases,
+        ttfb_us=np.array([(c.first - c.start) * 1e6 for c in answered]),
+        ttlb_us=np.array([(c.last - c.start) * 1e6 for c in answered]),
+        clock_offset_s=sum(offsets) / len(offsets) / 1e9,
+        locust={client: one["locust"] for client, one in results.items()})
 
 
 def _joined(results: Mapping[str, Mapping[str, Any]], name: str) -> NDArray[np.float64]:
