@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands import inside, machine, results, scenarios, standing
+from bench.commands import complete, inside, machine, results, scenarios, standing
 from bench.commands.common import (
     EXIT_DEFECT,
     EXIT_DONE,
@@ -31,8 +31,10 @@ app = typer.Typer(no_args_is_help=True, epilog=epilog("labctl run three-tier", c
 @app.command(epilog=epilog("labctl run three-tier", "labctl run three-tier --arms agent-nft --quick --json | jq .arms",
                            codes=_ALL_CODES))
 def run(
-    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one in scenarios/.")],
-    arms: Annotated[str, typer.Option(help="Only these arms, by comma; the baseline 'none' is always run.")] = "",
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one in scenarios/.",
+                                            autocompletion=complete.scenarios)],
+    arms: Annotated[str, typer.Option(help="Only these arms, by comma; the baseline 'none' is always run.",
+                                      autocompletion=complete.arms)] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter blocks; marked as quick.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
     results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from bench import assemble, environment, honest, registry
 from bench.contract import EnforcerError
-from bench.experiment import Collected, Options, Say, execute
+from bench.experiment import (
+    DEFAULT_WINDOW_S,
+    QUICK_TRAFFIC_S,
+    QUICK_WINDOW_S,
+    REPLAY_LIMIT,
+    TRAFFIC_S,
+    Collected,
+    Options,
+    Say,
+    execute,
+)
 from bench.instruments.datapath import InstrumentError
 from bench.instruments.traffic import TrafficError
 from bench.report import terminal
+from bench.report.console import console
+from bench.report.progress import Progress, Step, steps
 from bench.report.summary import to_json
 from bench.selection import select
 from bench.store import ResultStore
@@ -53,8 +62,9 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
     if not me.several_users:
         scenario = replace(scenario, topology=one_user(scenario.topology))
     names = options.arms or tuple(dict.fromkeys(("none", *scenario.arms)))
-    with ResultStore.create(options.results, scenario.name) as store, _progress() as say:
+    with ResultStore.create(options.results, scenario.name) as store, Progress() as say:
         collected = Collected(scenario, options, select(scenario), {name: registry.load(name) for name in names})
+        say.expect(_plan(collected))
         collected.environment = {"run": me.run_id, "several_users": me.several_users,
                                  "cgroup2": me.cgroup is not None, **environment.facts()}
         store.document("environment.json", collected.environment)
@@ -75,8 +85,7 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
     if options.as_json:
         print(to_json(summary), end="")
     else:
-        # A file or a pipe has no width of its own; 80 columns would fold the table.
-        terminal.show(summary, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+        terminal.show(summary, console())
         print(f"\nsaved in {_shown(store.directory)}")
     return assemble.exit_status(summary)
 
@@ -92,15 +101,13 @@ def _on_testbed(collected: Collected, labhost: Path, me: RunIdentity, store: Res
         say("interrupted: taking the lab down" if collected.interrupted else "taking the lab down")
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Say]:
-    """One status line on standard error: a spinner on a terminal, a line a step elsewhere."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda text: print(f"labctl: {text}", file=sys.stderr, flush=True)
-        return
-    with console.status("labctl") as status:
-        yield lambda text: status.update(f"labctl: {text}")
+def _plan(collected: Collected) -> tuple[Step, ...]:
+    scenario, options = collected.scenario, collected.options
+    traffic_s = QUICK_TRAFFIC_S if options.quick else TRAFFIC_S
+    return steps(tuple(collected.enforcers), hosts=len(scenario.topology.hosts), flows=len(collected.selection.flows),
+                 replay=min(len(scenario.replay), REPLAY_LIMIT), traffic_s=traffic_s if scenario.traffic else 0.0,
+                 attack=scenario.attack is not None, blocks=options.block_count,
+                 window_s=QUICK_WINDOW_S if options.quick else DEFAULT_WINDOW_S)
 
 
 def _shown(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Several results side by side: what can be compared, and what differs by more than its intervals. Pure.
 
 Only ratios to `none` of the same run are compared between runs: absolute times are a machine's. Two figures differ
-where their 95 % intervals do not overlap, which is stricter than a test at 5 %. Counts of a whole matrix have no noise of
-sampling: there any difference is one. Shares of a sample get Wilson's interval. An attack is one trial: never judged.
+where their 95 % intervals do not overlap, which is stricter than a test at 5 %. Counts of a whole matrix have no noise
+of sampling: any difference is one. Shares of a sample get Wilson's interval. An attack is one trial: never judged.
 """
 
 from __future__ import annotations
