@@ -60,6 +60,7 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
     topology, seed = plan.scenario.topology, plan.scenario.seed
     before = testbed.usage(memory=False)
     deployment = arm.enforcer.render(arm.native, topology)
+    say("deploying")
     installed = arm.enforcement.install(arm.native, deployment)
     try:
         testbed.services.drain_events()

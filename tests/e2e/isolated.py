@@ -12,13 +12,25 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@cache
+def isolation() -> str:
+    """Why this user cannot have private namespaces here, or nothing."""
+    done = subprocess.run([sys.executable, "-c", "from lab.isolation import run_isolated as r; r(lambda me: 0)"],
+                          cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stderr.strip().rpartition("\n")[2]
+
+
+needs_isolation = pytest.mark.skipif(bool(isolation()), reason=f"no private namespaces: {isolation()}")
 MARK = "isolated-result: "
 
 
