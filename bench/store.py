@@ -5,14 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from functools import cache
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 FORMAT = 1
+_BATCH = 1000  # lines that are compressed in one go
 
 
 class ResultStore:
@@ -42,7 +46,7 @@ class ResultStore:
         """Append records (dataclasses or mappings) to `<kind>.jsonl.gz`, each with the fields `also`."""
         if kind not in self._files:
             self._files[kind] = _Lines(self.directory / f"{kind}.jsonl.gz")
-        self._files[kind].write({"f": FORMAT, **also, **_plain(record)} for record in records)
+        self._files[kind].write({"f": FORMAT, **also, **_fields(record)} for record in records)
 
     def document(self, name: str, value: object) -> Path:
         """Write a whole document, replacing an earlier one in one step."""
@@ -64,11 +68,12 @@ class ResultStore:
 class _Lines:
     def __init__(self, path: Path) -> None:
         self._raw = path.open("wb")
-        self._gzip = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=4)
+        self._gzip = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=1)
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        for record in records:
-            self._gzip.write(json.dumps(record, separators=(",", ":"), default=str).encode() + b"\n")
+        lines = map(_ENCODER.encode, records)
+        while batch := tuple(islice(lines, _BATCH)):
+            self._gzip.write("\n".join((*batch, "")).encode())
         self._gzip.flush(zlib.Z_SYNC_FLUSH)
         self._raw.flush()
 
@@ -88,8 +93,28 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             yield from (json.loads(line) for line in lines)
 
 
-def _plain(record: object) -> Mapping[str, Any]:
-    if is_dataclass(record) and not isinstance(record, type):
-        return asdict(record)
-    assert isinstance(record, Mapping)
-    return record
+def _fields(record: object) -> Mapping[str, Any]:
+    return record if isinstance(record, Mapping) else _plain(record)
+
+
+def _plain(value: object) -> Any:
+    """What JSON has no word for. `dataclasses.asdict` would copy deeply, ten times as slow; the encoder asks again."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return dict(zip(_names(type(value)), _getter(type(value))(value), strict=True))
+    return str(value)
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+@cache
+def _getter(kind: type) -> Callable[[object], tuple[Any, ...]]:
+    names = _names(kind)
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda value: tuple(getattr(value, name) for name in names)
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=_plain)

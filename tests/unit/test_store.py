@@ -7,13 +7,14 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from bench.store import ResultStore, read
+from lab.model import Flow, Observation, Outcome
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
@@ -31,6 +32,11 @@ signal.pause()
 class Pair:
     left: int
     right: str
+
+
+@dataclass(frozen=True)
+class Single:
+    pair: Pair
 
 
 def test_what_was_appended_outlives_a_kill(tmp_path: Path) -> None:
@@ -54,6 +60,16 @@ def test_an_open_file_is_readable_up_to_the_last_append(tmp_path: Path) -> None:
     assert len(list(read(raw))) == 3
     with gzip.open(raw, "rt") as closed:  # when closed, any gzip can read it
         assert [json.loads(line)["f"] for line in closed] == [1, 1, 1]
+
+
+def test_records_within_records_are_written_as_asdict_has_them(tmp_path: Path) -> None:
+    seen = Observation(Flow("a", "p", "u", "b", "q", "tcp", 80, 4), Outcome.OPEN, 0, True, 1.5, None, 2.5, 4000)
+    single = Single(Pair(1, "x"))
+    with ResultStore(tmp_path / "r") as store:
+        store.append("things", [seen, single, {"path": Path("/x"), "pair": Pair(2, "y")}])
+        got = list(read(store.directory / "things.jsonl.gz"))
+    assert got[:2] == [{"f": 1} | asdict(seen), {"f": 1} | asdict(single)]
+    assert got[2] == {"f": 1, "path": "/x", "pair": {"left": 2, "right": "y"}}
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
