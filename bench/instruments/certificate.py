@@ -125,7 +125,11 @@ def _clock(facts: Mapping[str, Mapping[str, Any]]) -> Check:
 
 def _worst(name: str, values: Mapping[str, float], limit: float, unit: str, why: str, *,
            at_least: bool = False) -> Check:
-    worst = (min if at_least else max)(values, key=lambda client: values[client])
+    def badness(client: str) -> float:
+        value = values[client]
+        return math.inf if not math.isfinite(value) else -value if at_least else value
+
+    worst = max(values, key=badness)
     return _check(name, values[worst], limit, unit, why, worst, at_least=at_least)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 RAMP_FROM = 0.1  # of the rate: where the ramp begins and the ramp-down ends
+ROUNDING_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class PhaseTimes:
     down: float
     end: float
 
-    def within_sustain(self, at: float) -> bool:
-        return self.sustain <= at < self.down
+    def within_sustain(self, due: float) -> bool:
+        """Whether a visit due then makes figures; the first is due at the very begin, give or take a rounding."""
+        return self.sustain - ROUNDING_S <= due < self.down - ROUNDING_S
 
 
 def phase_times(commanded: float, stamps: Mapping[str, float]) -> PhaseTimes:
