@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
 
 from bench.contract import EnforcerError, Guarded, in_a_line, lacking
+from lab.model import Enforcer
 
 GROUP = "labctl.enforcers"
 
@@ -54,3 +57,21 @@ def _made(point: EntryPoint) -> Guarded:
     if problem:
         raise EnforcerError(f"arm '{point.name}' ({point.value}) is broken: {problem}")
     return Guarded(point.name, enforcer)
+
+
+def liar(name: str, delay_object: bytes = b"", **lie: Any) -> Enforcer:
+    """An enforcer that lies as told, for the self-test alone: no entry point, so no user can name it as an arm.
+
+    `lie`: the fields of `enforcers.liar.liar.Lie`; `delay` and `cap` as mappings of theirs.
+    """
+    from enforcers.liar.liar import Cap, Delay, Liar, Lie
+
+    nested = {"delay": Delay, "cap": Cap}
+    return Liar(name, Lie(**{k: nested[k](**v) if k in nested else v for k, v in lie.items()}), delay_object)
+
+
+def delay_source() -> Path:
+    """The kernel program of a planted delay, in C."""
+    from enforcers.liar.liar import SOURCE
+
+    return Path(str(SOURCE))

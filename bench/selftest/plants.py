@@ -1,0 +1,241 @@
+"""The plants: what each puts in place, how it is measured, and what has to come out.
+
+The arms are test enforcers that lie (`ARMS`); the figures come from the same experiment, instruments, analysis and
+assembly as those of `labctl run`. A plant that passes has shown that its detector works on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.report.summary import Arm
+from bench.selftest.intervals import STRICT, Interval, Outcome, against, difference, judged, share
+from bench.selftest.measure import Lab, Measured
+from lab.model import Flow, Service
+
+# of lab.yaml
+ASKED, DATAGRAMS, LEAKED, SILENT, BROKEN, RULE = 7000, range(7100, 7150), 7200, 7300, 7400, "administer"
+SERVER_V4, SPARE = "10.91.2.2", ("spare", "second")
+
+WAIT_US, LOST, UNTOLD, CAP_BPS = 200, 0.10, 0.05, 2e9
+# Of the bits on the wire, payload of TCP with timestamps in full Ethernet frames as the kernel's queue counts them.
+PAYLOAD = 1448 / 1514
+CAP_TOLERANCE = 0.03  # the bucket's first fill, and what the queue's clock leaves out
+DRIFT_FROM_US, DRIFT_US_PER_S = 1000, 100
+DELAY_BLOCKS, CAP_BLOCKS, ORDER_BLOCKS = 12, 4, 12
+
+_WAIT = {"address": SERVER_V4, "port": ASKED, "what": "syn"}
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "honest": {},
+    "leaks a port": {"leak": Service("tcp", LEAKED, LEAKED)},
+    "leaks in silence": {"leak": Service("udp", SILENT, SILENT), "mute": SILENT},
+    "drops a rule": {"drop_rule": RULE},
+    "loses datagrams": {"lose_datagrams": (f"{DATAGRAMS.start}-{DATAGRAMS.stop - 1}", LOST)},
+    "forgets": {"lose_telemetry": UNTOLD, "seed": 7},
+    "waits not": {"enforces": False, "delay": {**_WAIT, "wait_ns": 0}},
+    "waits": {"enforces": False, "delay": {**_WAIT, "wait_ns": WAIT_US * 1000}},
+    "caps": {"enforces": False, "cap": {"address": SERVER_V4, "rate": f"{CAP_BPS / 1e6:.0f}mbit"}},
+    "drifts": {"enforces": False, "delay": {**_WAIT, "wait_ns": DRIFT_FROM_US * 1000,
+                                            "ramp_ns": DRIFT_US_PER_S * 1000}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """What came out of one plant: in words, as an outcome, and as an interval where it is a figure."""
+
+    planted: str
+    found: str
+    outcome: Outcome
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """A name to ask for, what it shows, the parts of the lab that have to see it, and how it is tried."""
+
+    name: str
+    detector: str
+    attempt: Callable[[Lab], Came]
+    needs_bpf: bool = False
+
+
+# --- verdicts -----------------------------------------------------------------------------------
+
+
+def leaked_port(lab: Lab) -> Came:
+    planted = _denied(lab, "tcp", LEAKED)
+    return _counted(lab, "leaks a port", f"port {LEAKED}/tcp let through: {len(planted)} flows leak",
+                    leaks=len(planted), defects=len(planted))
+
+
+def silent_leak(lab: Lab) -> Came:
+    planted = _denied(lab, "udp", SILENT)
+    return _counted(lab, "leaks in silence",
+                    f"port {SILENT}/udp let through, its answers dropped: {len(planted)} flows leak",
+                    leaks=len(planted), defects=len(planted))
+
+
+def dropped_rule(lab: Lab) -> Came:
+    planted = lab.crossing(lambda f: lab.intended[f] and f.port == BROKEN)
+    return _counted(lab, "drops a rule", f"rule '{RULE}' not enforced: {len(planted)} flows break",
+                    breaks=len(planted), defects=len(planted))
+
+
+def dead_server(lab: Lab) -> Came:
+    with lab.dead(*SPARE):
+        got = lab.measure("honest")
+    asked = [f for f in lab.selection.flows if (f.target, f.target_process) == SPARE and _declared(lab, f)]
+    return _compared(f"{SPARE[0]}'s listeners closed: {len(asked)} flows of which nothing can be said",
+                     got.arm("honest"), _own(lab, got), inconclusive=len(asked))
+
+
+def _declared(lab: Lab, flow: Flow) -> bool:
+    return any(s.proto == flow.proto and s.low <= flow.port <= s.high
+               for s in lab.scenario.topology.processes[flow.target_process].listens)
+
+
+def _denied(lab: Lab, proto: str, port: int) -> list[Flow]:
+    return lab.crossing(lambda f: not lab.intended[f] and (f.proto, f.port) == (proto, port))
+
+
+def _counted(lab: Lab, arm: str, planted: str, **expected: int) -> Came:
+    got = lab.measure(arm)
+    return _compared(planted, got.arm(arm), _own(lab, got), **expected)
+
+
+def _own(lab: Lab, got: Measured) -> int:
+    """Leaks that the arm owns up to before: denied flows that stay within a segment and whose listener lives."""
+    crossing = set(lab.crossing(lambda _f: True))
+    control = {o.flow: o.outcome == "OPEN" for o in got.collected.records["none"].matrix.observations}
+    return sum(not allow and flow not in crossing and control[flow] for flow, allow in lab.intended.items())
+
+
+def _compared(planted: str, arm: Arm, own_leaks: int, **expected: int) -> Came:
+    """All five counts have to be as planted: what was planted, and nothing beside it."""
+    wanted = {"leaks": 0, "breaks": 0, "defects": 0, "inconclusive": 0, **expected}
+    found = {"leaks": (arm.leaks or 0) - own_leaks, "breaks": arm.breaks, "defects": arm.defects,
+             "inconclusive": arm.inconclusive}
+    said = ", ".join(f"{found[name]} {name}" for name in wanted)
+    return Came(planted, said, "PASS" if found == wanted else "FAIL")
+
+
+def loss(lab: Lab) -> Came:
+    got = lab.measure("loses datagrams")
+    arm, tried = got.arm("loses datagrams"), len(lab.crossing(lambda f: lab.intended[f] and f.port in DATAGRAMS))
+    found = share(arm.breaks or 0, tried, STRICT)
+    # A probe sends one datagram a flow, so what the rule set dropped is what has to be broken, one for one.
+    dropped = got.planted("loses datagrams").get("dropped")
+    exact = dropped is None or dropped == arm.breaks == arm.defects
+    outcome = judged(found, LOST, 0.0)
+    return Came(f"{LOST:.0%} of the datagrams to {len(DATAGRAMS)} ports lost"
+                + (f": {dropped} dropped" if dropped is not None else ""),
+                f"{arm.breaks} of {tried} flows broken: {_percent(found)}",
+                outcome if exact or outcome != "PASS" else "FAIL", found)
+
+
+# --- telemetry ----------------------------------------------------------------------------------
+
+
+def lost_telemetry(lab: Lab) -> Came:
+    got = lab.measure("honest", "forgets")
+    seen = {name: got.arm(name).visibility["flow"] for name in ("honest", "forgets")}
+    honest, forgets = seen["honest"].recall or 0.0, seen["forgets"]
+    told, due = round((forgets.recall or 0.0) * forgets.n), round(honest * forgets.n)
+    found = share(max(due - told, 0), max(due, 1), STRICT)
+    return Came(f"{UNTOLD:.0%} of the flows that it saw never told of",
+                f"{told} told of {due} that the honest one saw: {_percent(found)} untold",
+                judged(found, UNTOLD, 0.0), found)
+
+
+# --- costs --------------------------------------------------------------------------------------
+
+
+def delay(lab: Lab) -> Came:
+    got = lab.measure("waits not", "waits", blocks=DELAY_BLOCKS)
+    planted = (got.planted("waits").get("wait_p50_ns", WAIT_US * 1e3)
+               - got.planted("waits not").get("wait_p50_ns", 0.0)) / 1e3
+    found = difference(got.blocks("waits", "crr_p50_us"), got.blocks("waits not", "crr_p50_us"), STRICT)
+    shown = difference(got.blocks("waits", "crr_p50_us"), got.blocks("waits not", "crr_p50_us"))
+    outcome = judged(found, planted, 0.0, tolerance=0.02)
+    return Came(f"{planted:.1f} µs more for every SYN, as the kernel timed it",
+                f"connection p50 {_us(shown)} longer", outcome, shown)
+
+
+def rate_cap(lab: Lab) -> Came:
+    got = lab.measure("caps", blocks=CAP_BLOCKS)
+    planted, uncapped = CAP_BPS * PAYLOAD, got.arm("none").cost["bulk_bps"].value
+    found = against(got.blocks("caps", "bulk_bps"), planted)
+    if found.value is None or found.low is None or found.high is None or uncapped is None:
+        outcome: Outcome = "NOISY"
+    elif uncapped < planted * 1.5:
+        outcome = "NOISY"  # the machine itself is hardly faster: the cap would show nothing
+    else:
+        outcome = "PASS" if found.holds(1.0, CAP_TOLERANCE) and 0.9 < found.value < 1.1 else "FAIL"
+    value = "nothing" if found.value is None else f"{found.value * planted / 1e9:.2f} Gb/s, {_ratio(found)} of it"
+    return Came(f"{planted / 1e9:.2f} Gb/s of payload at most ({CAP_BPS / 1e9:g} on the wire)", value, outcome, found)
+
+
+# --- order --------------------------------------------------------------------------------------
+
+
+def biased_order(lab: Lab) -> Came:
+    """A machine that becomes slower all the time: `none` against itself, in one order, and then in shuffled ones."""
+    shown: dict[bool, Interval] = {}
+    differs: dict[bool, bool] = {}
+    for shuffled in (False, True):
+        with lab.under("drifts"):
+            got = lab.measure(blocks=ORDER_BLOCKS, shuffled=shuffled)
+        figure = got.summary.aa.cost["crr_p50_us"]
+        shown[shuffled] = Interval(figure.ratio, figure.low, figure.high)
+        differs[shuffled] = "crr_p50_us" in got.summary.aa.differs
+    fixed, mixed = shown[False], shown[True]
+    found = f"none against itself: in one order {_ratio(fixed)}, in shuffled orders {_ratio(mixed)}"
+    bias = differs[False] and (fixed.low or 0.0) > 1.0
+    if mixed.low is None or fixed.low is None:
+        outcome: Outcome = "NOISY"
+    elif not bias:
+        outcome = "NOISY" if fixed.holds(1.0) and mixed.holds(1.0) and _wide(mixed) else "FAIL"
+    else:
+        outcome = "FAIL" if differs[True] or not mixed.holds(1.0) else "PASS"
+    return Came(f"every exchange {DRIFT_US_PER_S} µs slower each second: an effect in one order, none if shuffled",
+                found, outcome, mixed)
+
+
+def _wide(found: Interval) -> bool:
+    return found.low is not None and found.high is not None and found.high / found.low > 1.5
+
+
+PLANTS = (
+    Plant("leaked-port", "matrix: what is open though denied", leaked_port),
+    Plant("silent-leak", "proof of arrival from the target", silent_leak),
+    Plant("dropped-rule", "matrix: what is not open though allowed", dropped_rule),
+    Plant("dead-server", "positive control under none", dead_server),
+    Plant("loss", "matrix: a datagram needs its answer", loss),
+    Plant("lost-telemetry", "truth matched with sightings", lost_telemetry),
+    Plant("rate-cap", "bulk throughput", rate_cap),
+    Plant("delay", "latency in microseconds, paired by block", delay, needs_bpf=True),
+    Plant("biased-order", "shuffled order, and none against itself", biased_order, needs_bpf=True),
+)
+
+
+def _percent(found: Interval) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return "nothing"
+    return f"{found.value:.1%} [{found.low:.1%}–{found.high:.1%}]"
+
+
+def _us(found: Interval) -> str:
+    if found.value is None:
+        return "by nobody knows how much"
+    ends = "no interval" if found.low is None or found.high is None else f"{found.low:.1f}–{found.high:.1f}"
+    return f"{found.value:.1f} µs [{ends}]"
+
+
+def _ratio(found: Interval) -> str:
+    if found.value is None:
+        return "nothing"
+    ends = "no interval" if found.low is None or found.high is None else f"{found.low:.3f}–{found.high:.3f}"
+    return f"×{found.value:.3f} [{ends}]"

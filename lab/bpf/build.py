@@ -1,0 +1,63 @@
+"""Compiles a kernel program to a BPF object, once for each state of its source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from lab.packages import apt_line
+
+FLAGS = ("-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-mcpu=v3")
+PACKAGES = ("clang", "linux-libc-dev")
+
+
+class BpfBuildError(RuntimeError):
+    """The program could not be compiled; the message says why and what to do."""
+
+
+def compiled(source: Path, out_dir: Path | None = None) -> bytes:
+    """The BPF object of the C file `source`, compiled with clang unless this very source was before.
+
+    Kept in `out_dir`: by default `_build` beside the source, or the user's cache where that cannot be written to.
+    Headers are the kernel's own alone (<linux/…>). Raises BpfBuildError.
+    """
+    text = source.read_bytes()
+    name = f"{source.name.partition('.')[0]}-{hashlib.sha256(' '.join(FLAGS).encode() + text).hexdigest()[:16]}.o"
+    target = (out_dir or _place(source.parent)) / name
+    if not target.exists():
+        _compile(source, target)
+    return target.read_bytes()
+
+
+def _place(beside: Path) -> Path:
+    own = beside / "_build"
+    if os.access(own if own.exists() else beside, os.W_OK):
+        return own
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labctl"
+
+
+def _compile(source: Path, target: Path) -> None:
+    clang = shutil.which("clang")
+    if clang is None:
+        raise BpfBuildError(f"{source.name}: clang is not installed; {apt_line(PACKAGES)}")
+    # Under a name of our own first: another run may be compiling, or reading, at the same time.
+    unfinished = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
+    # <linux/…> includes <asm/…>, which Debian keeps in a directory of the machine's own architecture.
+    include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or 'x86_64-linux-gnu'}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([clang, *FLAGS, include, "-c", str(source), "-o", str(unfinished)],
+                              capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
+            raise BpfBuildError(f"{source.name}: {said.strip()}; {apt_line(PACKAGES)}")
+        unfinished.rename(target)
+    except OSError as err:
+        raise BpfBuildError(f"{source.name}: {err.filename or target}: {err.strerror}; make it writable") from err
+    finally:
+        unfinished.unlink(missing_ok=True)
