@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 from lab import packages
-from lab.backends import mininet_net
+from lab.backends import mininet_net, reclaim
 from lab.backends.base import Completed, Usage
 from lab.deploy.enforcement import AnsibleEnforcement
 from lab.hosts import init_client, roles
@@ -20,6 +20,8 @@ from lab.isolation import RUN_DIR
 from lab.model import FAMILIES, STRANGER, Family, Flow, Topology
 
 UP_TIMEOUT_S = 60.0
+DOWN_TIMEOUT_S = 10.0
+_SPARE_FILES = 512  # of the run itself, beside one a service
 
 
 class LabDownError(RuntimeError):
@@ -39,9 +41,9 @@ class MininetTestbed:
         self.net = mininet_net.make_net(topology, labhost, self._sockets)
         self._pids = {node.name: int(node.pid) for node in self.net.hosts}
         self.services = Fleet(RUN_DIR / "control.sock")
-        self._handles = self._start_services(actors)
+        self._start_services(actors)
         self.services.await_actors(actors, UP_TIMEOUT_S)
-        self._instruct()
+        self._instruct(frozenset(actors))
         self._await_datagrams()
 
     # --- the five verbs ---
@@ -97,11 +99,14 @@ class MininetTestbed:
         return self._pids[host]
 
     def close(self) -> None:
-        """End services, then hosts, in order. What is missed here goes with the run's PID namespace."""
+        """End services, then hosts; returns when the kernel has taken their network namespaces back.
+
+        Waits no longer than DOWN_TIMEOUT_S, should somebody else hold one. What is missed here goes with the run's PID
+        namespace.
+        """
         self.services.close()
-        for handle in self._handles:
-            handle.kill()
         self.net.stop()
+        reclaim.await_reclaimed([f"p{index}" for index in range(len(self.topology.hosts))], DOWN_TIMEOUT_S)
 
     def _make_cgroups(self) -> None:
         if self.cgroup:
@@ -109,29 +114,31 @@ class MininetTestbed:
                 for suffix in ("", ".d"):
                     (self.cgroup / f"{name}{suffix}").mkdir()
 
-    def _start_services(self, actors: Collection[Actor]) -> list[init_client.Handle]:
-        by_host: dict[str, list[Actor]] = {}
-        for actor in actors:
-            by_host.setdefault(actor.host, []).append(actor)
-        with ThreadPoolExecutor(4) as pool:
-            return [h for handles in pool.map(self._start_on, by_host.values()) for h in handles]
-
-    def _start_on(self, actors: list[Actor]) -> list[init_client.Handle]:
-        host = actors[0].host
+    def _start_services(self, actors: Collection[Actor]) -> None:
+        """Place each service's executable and start it. It ends with its connection to the fleet, or with its host."""
         binary = self._labhost.read_bytes()
-        self.put(host, dict.fromkeys({roles.path_of(self.topology, actor.process) for actor in actors}, binary))
-        return [init_client.spawn(self.socket(host), self._serve(actor), cgroup=self.cgroup_of(host, False))
-                for actor in actors]
+        placed: set[tuple[str, str]] = set()
 
-    def _instruct(self) -> None:
-        """Tell every service what to listen on and whom to call."""
+        def commands() -> Iterator[tuple[Path, list[str], Path | None]]:
+            for actor in actors:
+                argv = self._serve(actor)
+                if (actor.host, argv[0]) not in placed:
+                    placed.add((actor.host, argv[0]))
+                    self.put(actor.host, {argv[0]: binary})
+                yield self.socket(actor.host), argv, self.cgroup_of(actor.host, False)
+
+        init_client.start_all(commands())
+
+    def _instruct(self, actors: frozenset[Actor]) -> None:
+        """Tell every service that was started what to listen on and whom to call."""
         listeners = roles.listeners(self.topology)
         for proto in ("tcp", "udp"):
             orders = {actor: ("listen", proto, ",".join(map(str, by[proto])))
-                      for actor, by in listeners.items() if by.get(proto)}
+                      for actor, by in listeners.items() if by.get(proto) and actor in actors}
             self.services.request_all(orders, UP_TIMEOUT_S)
-        self.services.request_all({actor: ("calls", ";".join(f"4,{address},{port}" for address, port in targets))
-                                   for actor, targets in roles.calls(self.topology).items()}, UP_TIMEOUT_S)
+        calls = {actor: ("calls", ";".join(f"4,{address},{port}" for address, port in targets))
+                 for actor, targets in roles.calls(self.topology).items() if actor in actors}
+        self.services.request_all(calls, UP_TIMEOUT_S)
 
     def _serve(self, actor: Actor) -> list[str]:
         uid = 0 if actor.process == roles.OBSERVER else self.topology.users.get(actor.user, 65534)
@@ -146,24 +153,24 @@ class MininetTestbed:
 
     def _await_datagrams(self) -> None:
         """Up means up: every host exchanges an IPv4 and an IPv6 datagram with a neighbour, or we say which cannot."""
-        waiting = [(host.name, family) for host in self.topology.hosts.values() for family in FAMILIES]
+        waiting = list(self._hellos())
         for _ in range(20):
-            attempts = [self._hello(name, family) for name, family in waiting]
-            results = self.services.probe(attempts, timeout_s=1.0)
-            waiting = [pair for pair, got in zip(waiting, results, strict=True) if got.outcome != "OPEN"]
+            results = self.services.probe(waiting, timeout_s=1.0)
+            waiting = [attempt for attempt, got in zip(waiting, results, strict=True) if got.outcome != "OPEN"]
             if not waiting:
                 return
-        named = ", ".join(f"{host} (IPv{family})" for host, family in waiting[:5])
+        named = ", ".join(f"{attempt.actor.host} (IPv{attempt.family})" for attempt in waiting[:5])
         raise LabDownError(f"lab: {len(waiting)} hosts never exchanged a datagram with a neighbour, first {named}")
 
-    def _hello(self, name: str, family: Family) -> Attempt:
-        host = self.topology.hosts[name]
-        mates = [h for h in self.topology.hosts.values() if h.segment == host.segment]
-        mate = mates[(mates.index(host) + 1) % len(mates)]
-        segment = self.topology.segments[host.segment]
-        gateway = segment.gateway4 if family == 4 else segment.gateway6
-        address = mate.address(family) if mate is not host else gateway
-        return Attempt(Actor(name, STRANGER, "nobody"), "icmp", family, address, 0)
+    def _hellos(self) -> Iterator[Attempt]:
+        """Each host to the next of its segment, a lone one to the router, in both families."""
+        for segment in self.topology.segments.values():
+            hosts = [host for host in self.topology.hosts.values() if host.segment == segment.name]
+            gateway: dict[Family, str] = {4: segment.gateway4, 6: segment.gateway6}
+            for host, mate in zip(hosts, hosts[1:] + hosts[:1], strict=True):
+                for family in FAMILIES:
+                    address = mate.address(family) if mate is not host else gateway[family]
+                    yield Attempt(Actor(host.name, STRANGER, "nobody"), "icmp", family, address, 0)
 
 
 class ChildOnHost:
@@ -217,8 +224,15 @@ def up(topology: Topology, labhost: Path, cgroup: Path | None,
     """Stand the topology up, services running, every host heard by a neighbour. Raises LabDownError or OSError."""
     if missing := packages.missing_packages():
         raise LabDownError(f"lab: packages are missing; as root type: {packages.apt_line(missing)}")
+    _check_files(len(actors) + _SPARE_FILES)
     testbed = MininetTestbed(topology, labhost, cgroup, actors)
     try:
         yield testbed
     finally:
         testbed.close()
+
+
+def _check_files(needed: int) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= limit < needed:
+        raise LabDownError(f"lab: {needed} open files are needed and {limit} allowed; type: ulimit -Hn {needed}")

@@ -8,7 +8,8 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -114,6 +115,32 @@ def spawn(
     that is given. `env` is added to an environment that holds PATH alone. `cgroup` is a directory of cgroup v2.
     Raises SpawnError (with errno), HostGoneError, or OSError when nobody listens.
     """
+    return Handle(_ask(socket_path, argv, uid, gid, cgroup, cwd, env, detach, (stdin, stdout, stderr)), argv[0])
+
+
+def start_all(commands: Iterable[tuple[StrPath, Sequence[str], StrPath | None]], at_once: int = 64) -> None:
+    """Start each (socket path, argv, cgroup) detached, and let go of it; returns once all execute.
+
+    `at_once` requests are under way at a time, so that hosts work while others are asked. Raises as `spawn` does.
+    """
+    waiting: deque[tuple[socket.socket, str]] = deque()
+    try:
+        for socket_path, argv, cgroup in commands:
+            if len(waiting) == at_once:
+                Handle(*waiting.popleft()).kill()
+            stdio = (None, None, 2)
+            waiting.append((_ask(socket_path, argv, None, None, cgroup, None, None, True, stdio), argv[0]))
+        while waiting:
+            Handle(*waiting.popleft()).kill()
+    finally:
+        for connection, _what in waiting:
+            connection.close()
+
+
+def _ask(socket_path: StrPath, argv: Sequence[str], uid: int | None, gid: int | None, cgroup: StrPath | None,
+         cwd: StrPath | None, env: Mapping[str, str] | None, detach: bool,
+         stdio: tuple[int | None, int | None, int | None]) -> socket.socket:
+    """Send the request of a command; the answer is still to come."""
     fields = [f"{key}={value}" for key, value in (("uid", uid), ("gid", gid), ("cgroup", cgroup), ("cwd", cwd))
               if value is not None]
     fields += [f"env={key}={value}" for key, value in (env or {}).items()]
@@ -126,8 +153,7 @@ def spawn(
     try:
         connection.connect(os.fspath(socket_path))
         message = struct.pack("<I", len(payload)) + payload
-        stdio = [null if fd is None else fd for fd in (stdin, stdout, stderr)]
-        sent = socket.send_fds(connection, [message], stdio)
+        sent = socket.send_fds(connection, [message], [null if fd is None else fd for fd in stdio])
         if sent < len(message):  # an empty send to a command that has already ended would be an error
             connection.sendall(message[sent:])
     except BaseException:
@@ -135,7 +161,7 @@ def spawn(
         raise
     finally:
         os.close(null)
-    return Handle(connection, argv[0])
+    return connection
 
 
 def run(

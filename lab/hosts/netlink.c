@@ -147,7 +147,7 @@ static void nest_end(struct nlmsghdr *h, struct rtattr *nest)
 void netlink_bridge(struct netlink *n, const char *name)
 {
     struct ifinfomsg link = {.ifi_flags = IFF_UP, .ifi_change = IFF_UP};
-    struct nlmsghdr *h = begin(n, RTM_NEWLINK, NLM_F_EXCL, &link, sizeof link);
+    struct nlmsghdr *h = begin(n, RTM_NEWLINK, 0, &link, sizeof link);
     put_text(h, IFLA_IFNAME, name);
     struct rtattr *info = put(h, IFLA_LINKINFO, NULL, 0);
     put_text(h, IFLA_INFO_KIND, "bridge");

@@ -25,7 +25,8 @@ void netlink_close(struct netlink *n);
 unsigned netlink_index(const struct netlink *n, const char *name);
 
 /* Each queues one message. */
-void netlink_bridge(struct netlink *n, const char *name); /* up, without snooping, forwarding at once */
+/* Up, without snooping, forwarding at once; one that an earlier lab of the same run left is taken over. */
+void netlink_bridge(struct netlink *n, const char *name);
 /* A veth pair: `port` here, up, under the bridge `master`; `name` with `mac`, down, in the namespace `netns_fd`. */
 void netlink_pair(struct netlink *n, const char *port, unsigned master, const char *name, const uint8_t mac[6],
                   int netns_fd);
