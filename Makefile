@@ -1,6 +1,6 @@
 # Two commands do all set-up on a fresh Debian 12: `make demo` and `make test`. Both are quick when all is there.
 PY := .venv/bin/python
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test bench lint docs setup clean
 
 demo: setup
 	.venv/bin/labctl run three-tier
@@ -15,6 +15,9 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+docs: setup
+	$(PY) -m bench.commands.reference
 
 setup:
 	@bash .ci/setup
