@@ -19,6 +19,7 @@ from bench.commands.common import (
     fail,
     known_arms,
     load_scenario,
+    packages_here,
 )
 
 _ALL_CODES = (EXIT_DONE, EXIT_DEFECT, EXIT_USAGE, EXIT_MACHINE, EXIT_INVALID, EXIT_INTERRUPTED)
@@ -49,6 +50,7 @@ def run(
     loaded = load_scenario(scenario)
     chosen = tuple(dict.fromkeys(["none", *(a.strip() for a in arms.split(",") if a.strip())])) if arms else None
     known_arms(chosen or loaded.arms)
+    packages_here()
     options = Options(arms=chosen, quick=quick, as_json=as_json, results=results.resolve(), blocks=blocks, seed=seed)
     try:
         raise typer.Exit(run_scenario(loaded, options))

@@ -73,3 +73,11 @@ def known_arms(names: tuple[str, ...]) -> tuple[str, ...]:
         except (LookupError, EnforcerError) as err:
             raise fail(f"labctl: {err}", EXIT_USAGE) from None
     return names
+
+
+def packages_here() -> None:
+    """End the command with the one line to type where packages are missing that every lab needs."""
+    from lab.packages import apt_line, missing_packages
+
+    if missing := missing_packages():
+        raise fail(f"labctl: packages are missing; as root type: {apt_line(missing)}", EXIT_MACHINE)

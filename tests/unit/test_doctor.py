@@ -150,3 +150,18 @@ def test_two_arms_claim_what_their_technique_can() -> None:
     assert found["chokepoint"]["same segment"] == "no" and found["chokepoint"]["across segments"] == "yes"
     assert found["agent-nft"]["same host"] == "yes" and found["agent-nft"]["between unmanaged"] == "no"
     assert set(found["none"].values()) == {"no", "–"}
+
+
+def test_a_run_without_packages_is_the_one_line_to_type(monkeypatch: pytest.MonkeyPatch,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from bench.cli import app
+    from lab import packages
+
+    monkeypatch.setattr(packages, "missing_packages", lambda: ("mininet", "nftables"))
+    done = CliRunner().invoke(app, ["run", "three-tier"])
+    said = done.stderr.strip()
+    assert done.exit_code == 3
+    assert said == ("labctl: packages are missing; as root type: "
+                    "apt-get install -y --no-install-recommends mininet nftables")
