@@ -3,22 +3,24 @@
 Exit status 0 is done; 1 is not, with one line on standard error; 2 is a wrong call.
 """
 
+# ruff: noqa: PTH110, PTH112
 from __future__ import annotations
 
-import json
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
-from typing import IO
 
-from .files import AgentError, Directory, delete_table, in_force
+from . import settings
+from .files import AgentError, Directory, delete_table, in_force, read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO
 
 USAGE = "usage: agent.pyz start|ready|update|collect|stop --dir DIRECTORY [--mode agent|router]"
 COMMANDS = ("start", "ready", "update", "collect", "stop")
@@ -50,7 +52,7 @@ def _parse(arguments: list[str]) -> tuple[str, Directory, str] | None:
     known = set(pairs) <= {"--dir", "--mode"} and len(options) % 2 == 0
     if command not in COMMANDS or not known or "--dir" not in pairs or mode not in _MODES:
         return None
-    return command, Directory(Path(pairs["--dir"]).absolute()), mode
+    return command, Directory(pairs["--dir"]), mode
 
 
 def _run(command: str, directory: Directory, mode: str) -> None:
@@ -61,7 +63,8 @@ def _run(command: str, directory: Directory, mode: str) -> None:
     else:
         with ask(directory, command) as answer:
             if command == "collect":
-                shutil.copyfileobj(answer, sys.stdout.buffer, 1 << 20)
+                while part := answer.read(1 << 20):
+                    sys.stdout.buffer.write(part)
                 sys.stdout.buffer.flush()
         if command == "ready" and (problem := in_force(directory)):
             raise AgentError(f"not in force: {problem}")
@@ -82,7 +85,7 @@ def start(directory: Directory, mode: str) -> None:
 
 def stop(directory: Directory) -> None:
     """End the daemon, whatever state it is in, and remove all that `start` made. Repeating it is no mistake."""
-    if not directory.path.is_dir():
+    if not os.path.isdir(directory.path):
         return
     _end_daemon(directory)
     delete_table()
@@ -122,12 +125,10 @@ def _await_end(pid: int, deadline: float) -> bool:
 
 def _restore(directory: Directory) -> None:
     """Put connection tracking back as it was, and leave no entries of ours in its table."""
-    from . import conntrack, settings
-
-    if directory.before.exists():
+    if os.path.exists(directory.before):
         with suppress(ValueError):  # cut short by a crash while it was written: nothing had been changed yet
-            settings.write(json.loads(directory.before.read_text()))
-        conntrack.flush()
+            settings.write(settings.parse(read(directory.before)))
+        settings.forget()
 
 
 def ask(directory: Directory, word: str, timeout_s: float = _ANSWER_TIMEOUT_S) -> IO[bytes]:
@@ -135,7 +136,7 @@ def ask(directory: Directory, word: str, timeout_s: float = _ANSWER_TIMEOUT_S) -
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.settimeout(timeout_s)
     try:
-        client.connect(str(directory.socket))
+        client.connect(directory.socket)
     except OSError as err:
         client.close()
         raise AgentError(f"{directory.socket}: no daemon answers ({err.strerror}); start it first") from err

@@ -1,4 +1,4 @@
-"""Connection tracking over netlink: new and destroyed connections, the live table, flushing it.
+"""Connection tracking over netlink: new and destroyed connections, the live table.
 
 Attribute numbers are those of linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -119,9 +119,3 @@ def table() -> Iterator[Entry]:
         for kind, _, body in netlink.dump_replies(sock):
             if kind == MSG_NEW and (entry := parse(body)):
                 yield entry
-
-
-def flush() -> None:
-    """Forget every tracked connection of this network namespace."""
-    with netlink.connect(netlink.NETLINK_NETFILTER) as sock:
-        netlink.command(sock, MSG_DELETE, netlink.NFGEN.pack(0, 0, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
@@ -10,8 +9,8 @@ import struct
 import sys
 from contextlib import suppress
 
-from . import conntrack, settings
-from .files import AgentError, Directory, nft
+from . import settings
+from .files import AgentError, Directory, nft, remove, write
 from .watch import Watch, line
 
 _PEERCRED = struct.Struct("=iII")  # pid, uid, gid
@@ -26,14 +25,14 @@ class Service:
         self._directory = directory
         policy = directory.read_policy()
         # Connections from before are forgotten: under this rule set they are judged like new ones.
-        conntrack.flush()
-        directory.before.write_text(json.dumps(settings.read(tuple(settings.WANTED))))
+        settings.forget()
+        write(directory.before, settings.render(settings.read(tuple(settings.WANTED))))
         settings.write(settings.WANTED)
         self._watch = Watch(policy, attribute=mode == "agent")
-        nft("-f", str(directory.rules))
-        directory.socket.unlink(missing_ok=True)
+        nft("-f", directory.rules)
+        remove(directory.socket)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(directory.socket))
+        self._listener.bind(directory.socket)
         self._listener.listen(8)
 
     def run(self) -> None:
@@ -75,7 +74,7 @@ class Service:
 
     def _update(self) -> None:
         policy = self._directory.read_policy()
-        nft("-f", str(self._directory.rules))
+        nft("-f", self._directory.rules)
         self._watch.configure(policy)
 
     def _collect(self, client: socket.socket) -> None:

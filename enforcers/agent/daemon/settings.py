@@ -1,11 +1,16 @@
-"""Connection tracking's settings in this network namespace: set on start, put back on stop, reported in between."""
+"""Connection tracking in this network namespace: its settings, set on start and put back on stop, and its table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from . import files, netlink
 
-_ROOT = Path("/proc/sys/net/netfilter")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ROOT = "/proc/sys/net/netfilter"
+_DELETE = 1 << 8 | 2  # IPCTNL_MSG_CT_DELETE
+_COMPLETE = "end\n"
 WANTED: Mapping[str, int] = {
     "nf_conntrack_acct": 1,  # bytes and packets per connection
     "nf_conntrack_timestamp": 1,  # the kernel's own start time, so that a late reader still tells the right one
@@ -25,7 +30,7 @@ def read(names: tuple[str, ...] = REPORTED) -> dict[str, int]:
     found = {}
     for name in names:
         try:
-            found[name] = int((_ROOT / name).read_text())
+            found[name] = int(files.read(f"{_ROOT}/{name}"))
         except (OSError, ValueError):
             continue  # this kernel was built without it
     return found
@@ -35,6 +40,25 @@ def write(values: Mapping[str, int]) -> None:
     """Set what this kernel has and lets us set; what came of it is in the telemetry's header."""
     for name, value in values.items():
         try:
-            (_ROOT / name).write_text(str(value))
+            files.write(f"{_ROOT}/{name}", str(value))
         except OSError:
             continue
+
+
+def render(values: Mapping[str, int]) -> str:
+    """`values` as text: a line each, and a last one by which a text that was cut short is known."""
+    return "".join(f"{name} {value}\n" for name, value in values.items()) + _COMPLETE
+
+
+def parse(text: str) -> dict[str, int]:
+    """What `render` wrote. Raises ValueError where the end is missing."""
+    if not text.endswith(_COMPLETE):
+        raise ValueError("cut short")
+    words = [line.split() for line in text.removesuffix(_COMPLETE).splitlines()]
+    return {name: int(value) for name, value in words}
+
+
+def forget() -> None:
+    """Forget every tracked connection of this network namespace."""
+    with netlink.connect(netlink.NETLINK_NETFILTER) as sock:
+        netlink.command(sock, _DELETE, netlink.NFGEN.pack(0, 0, 0))
