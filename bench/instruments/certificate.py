@@ -66,9 +66,9 @@ class Certificate:
         return tuple(f"traffic: {check.reason}" for check in self.checks if not check.ok)
 
     def and_checks(self, more: Sequence[Check]) -> Certificate:
-        """With further checks; one of the same name and place is replaced."""
-        new = {(check.name, check.where) for check in more}
-        return replace(self, checks=(*(c for c in self.checks if (c.name, c.where) not in new), *more))
+        """With further checks; one of the same name is replaced."""
+        new = {check.name for check in more}
+        return replace(self, checks=(*(check for check in self.checks if check.name not in new), *more))
 
 
 def certify(results: Mapping[str, Mapping[str, Any]]) -> Certificate:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from bench.analysis.stats import percentile
 from bench.instruments.certificate import Check
 from bench.instruments.host_tap import RECORD, SNAP
@@ -148,8 +146,34 @@ def on_wire(packets: Sequence[Packet], offset_s: float) -> dict[tuple[str, int, 
 
 def check(window: TrafficWindow, traces: Mapping[str, Trace]) -> tuple[Check, ...]:
     """The certificate's checks of the wire: everything seen, sent in time, and the same latencies."""
-    visits: dict[tuple[str, float], float] = {}
-    lags, matched, wanted = [], 0, 0
+    visits, matched, wanted = _visits(window, traces)
+    drops = sum(trace.drops for trace in traces.values())
+    share = matched / wanted if wanted else 0.0
+    return (Check("wire: matched", share, MATCHED_SHARE, "share", share >= MATCHED_SHARE, "wire",
+                  f"connections of the generator found among the packets ({drops} dropped)", at_least=True),
+            *_compared(window, [(v.last - v.due) * 1e6 for v in visits], [(v.syn - v.due) * 1e6 for v in visits]))
+
+
+def own_share_us(window: TrafficWindow, traces: Mapping[str, Trace]) -> float | None:
+    """What of the median latency is the generator's own: all but the time from the first SYN to the last payload."""
+    ours = percentile(window.from_intended_us, 50)
+    theirs = percentile([(v.last - v.syn) * 1e6 for v in _visits(window, traces)[0]], 50)
+    return None if ours is None or theirs is None else ours - theirs
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One visit on the wire: when it was due, its first SYN and its last payload."""
+
+    due: float
+    syn: float
+    last: float
+
+
+def _visits(window: TrafficWindow, traces: Mapping[str, Trace]) -> tuple[list[_Visit], int, int]:
+    """Every visit of sustain that the packets show, how many connections they show, and of how many."""
+    visits: dict[tuple[str, float], _Visit] = {}
+    matched = wanted = 0
     for client, trace in traces.items():
         seen = on_wire(trace.packets, window.clock_offset_s)
         for connection in _measured(window, client):
@@ -158,15 +182,9 @@ def check(window: TrafficWindow, traces: Mapping[str, Trace]) -> tuple[Check, ..
             if packets is None or not packets.last:
                 continue
             matched += 1
-            key = (client, connection.due)
-            if key not in visits:
-                lags.append((packets.syn - connection.due) * 1e6)
-            visits[key] = max(visits.get(key, 0.0), packets.last)
-    drops = sum(trace.drops for trace in traces.values())
-    share = matched / wanted if wanted else 0.0
-    return (Check("wire: matched", share, MATCHED_SHARE, "share", share >= MATCHED_SHARE, "wire",
-                  f"connections of the generator found among the packets ({drops} dropped)", at_least=True),
-            *_compared(window, [(last - due) * 1e6 for (_client, due), last in visits.items()], lags))
+            visit = visits.setdefault((client, connection.due), _Visit(connection.due, packets.syn, packets.last))
+            visit.syn, visit.last = min(visit.syn, packets.syn), max(visit.last, packets.last)
+    return list(visits.values()), matched, wanted
 
 
 def _measured(window: TrafficWindow, client: str) -> list[Connection]:
@@ -194,15 +212,3 @@ def _compared(window: TrafficWindow, wire_us: Sequence[float], lags_us: Sequence
         found.append(Check(f"wire: p{q}", abs(ours - theirs), limit, "us", abs(ours - theirs) <= limit, "wire",
                            f"p{q} is {ours:.0f} us as reported, {theirs:.0f} us on the wire"))
     return found
-
-
-def differences_us(window: TrafficWindow, traces: Mapping[str, Trace]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """How long after its last packet each connection's generator had read it: the generator's own share, raw."""
-    late = []
-    for client, trace in traces.items():
-        seen = on_wire(trace.packets, window.clock_offset_s)
-        for connection in _measured(window, client):
-            packets = _nearest(seen, connection)
-            if packets is not None and packets.last:
-                late.append((connection.last - packets.last) * 1e6)
-    return np.array(late)
