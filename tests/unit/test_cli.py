@@ -172,7 +172,7 @@ def test_list_shows_a_broken_scenario_with_its_first_problem(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-m", "bench.cli", "list", "--json"], cwd=tmp_path, capture_output=True,
                           text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     found = {one["name"]: one for one in json.loads(done.stdout)}
-    assert found["odd"]["question"] == "Does it break?" and "version" in found["odd"]["problem"]
+    assert found["odd"]["question"] == "Does it break?" and "policy: is missing" in found["odd"]["problem"]
     assert found["three-tier"]["hosts"] == 8 and found["three-tier"]["question"].endswith("have seen it?")
 
 
