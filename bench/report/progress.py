@@ -162,8 +162,8 @@ class _Live:
         self.start, self.stop = self._live.start, self._live.stop
 
     def _line(self) -> Table:
-        from rich.markup import escape
         from rich import table
+        from rich.markup import escape
 
         step, times = self._progress.words()
         line = table.Table.grid(padding=(0, 1))
