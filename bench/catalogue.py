@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 from bench import registry
 from bench.contract import EnforcerError, Guarded
-from bench.registry import Installed
+from bench.installed import PLACES, Answer, Entry, Installed
 from lab.model import (
     Family,
-    Feature,
     Flow,
     Host,
     Native,
@@ -27,7 +25,6 @@ from lab.model import (
 )
 from lab.policy import decide
 
-Answer = Literal["yes", "no", "partly", "–"]  # –: there is nothing that the question could be about
 Pair = tuple[str, str]
 
 # --- the canonical network ------------------------------------------------------------------------
@@ -35,7 +32,7 @@ Pair = tuple[str, str]
 _SEGMENTS = {name: Segment(name, f"192.0.{n}.0/24", f"fd00:{n}::/64", f"192.0.{n}.1", f"fd00:{n}::1")
              for n, name in enumerate(("left", "right"), 1)}
 _USERS = {"alice": 20000, "bob": 20001, "nobody": 65534}
-_WEB, _SSH, _ECHO = Service("tcp", 80, 80), Service("tcp", 22, 22), Service("icmp")
+_WEB, _SSH = Service("tcp", 80, 80), Service("tcp", 22, 22)
 _PROCESSES = {
     "app": Process("app", "/opt/app", "alice", 20000, (_WEB, _SSH)),
     "other": Process("other", "/opt/other", "bob", 20001),
@@ -58,11 +55,6 @@ POLICY = Policy("deny", (
     Rule("by process", "allow", Selector({"process": ("app",)}), Selector(), (_WEB,)),
     Rule("by user", "allow", Selector({"user": ("alice",)}), Selector(), (_SSH,)),
 ))
-PLACES: Mapping[str, Pair] = {
-    "same host": ("here", "here"), "same segment": ("here", "near"), "across segments": ("here", "far"),
-    "to unmanaged": ("here", "bare"), "from unmanaged": ("bare", "here"), "between unmanaged": ("mute", "bare"),
-}
-CLASSES = (*PLACES, "icmp", "ipv6", "process", "user")
 
 
 def _flow(pair: Pair, process: str, proto: Proto = "tcp", port: int = 80, family: Family = 4) -> Flow:
@@ -71,17 +63,6 @@ def _flow(pair: Pair, process: str, proto: Proto = "tcp", port: int = 80, family
 
 
 # --- asking ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One installed arm. `coverage` answers every one of CLASSES; where it is `broken`, why, and nothing else."""
-
-    arm: Installed
-    description: str = ""
-    needs: tuple[Feature, ...] = ()
-    coverage: Mapping[str, Answer] | None = None
-    broken: str | None = None
 
 
 def catalogue() -> tuple[Entry, ...]:

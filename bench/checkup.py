@@ -4,48 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from bench.catalogue import Entry, catalogue
+from bench.catalogue import catalogue
+from bench.installed import Arm, Checkup, Entry, Features
 from lab import conditions, features, packages
 from lab.features import Lack
 from lab.isolation import IsolationError, RunIdentity, run_isolated
-
-WORLD = "the kernel's private namespaces"
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What each feature lacks by name (None: it is here); `refused` is why no run can have its own namespaces."""
-
-    lacks: Mapping[str, Lack | None] = field(default_factory=dict)
-    facts: Mapping[str, object] = field(default_factory=dict)
-    refused: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One installed arm and what keeps it from running here, one line each."""
-
-    entry: Entry
-    why_not: tuple[str, ...]
-    remedies: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Checkup:
-    tools: tuple[packages.Found, ...]
-    missing: tuple[str, ...]
-    features: Features
-    conditions: tuple[conditions.Condition, ...]
-    busiest: tuple[tuple[str, float], ...]
-    arms: tuple[Arm, ...]
-
-    @property
-    def can_run(self) -> bool:
-        """Whether a lab can be stood up here at all."""
-        return not self.missing and self.features.refused is None
 
 
 def examine() -> Checkup:

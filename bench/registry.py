@@ -5,25 +5,15 @@ What somebody else's package does wrong is an EnforcerError of that arm, and tou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from bench.contract import EnforcerError, Guarded, in_a_line, lacking
+from bench.installed import Installed
 from lab.model import Enforcer
 
 GROUP = "labctl.enforcers"
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """One arm as its package announces it: the entry point's name and target, the package and its version."""
-
-    name: str
-    target: str
-    package: str
-    version: str
 
 
 def installed() -> tuple[Installed, ...]:

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.catalogue import CLASSES, Entry
-from bench.checkup import Arm
+from bench.installed import CLASSES, Arm, Entry
 
 _COLOURS = {"yes": "green", "no": "dim", "partly": "yellow", "–": "dim"}
 _LEGEND = (

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.checkup import Arm, Checkup
+from bench.installed import Arm, Checkup
 from lab.features import CHECKS
 from lab.packages import apt_line
 

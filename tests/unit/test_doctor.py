@@ -14,9 +14,7 @@ import pytest
 from rich.console import Console
 
 from bench import checkup
-from bench.catalogue import CLASSES, Entry
-from bench.checkup import Checkup, Features
-from bench.registry import Installed
+from bench.installed import CLASSES, Checkup, Entry, Features, Installed
 from bench.report import arms as arms_report
 from bench.report import doctor
 from lab import conditions
