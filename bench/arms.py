@@ -80,7 +80,7 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
         replayed = Probed((), ())
         if plan.replay:
             say("replay")
-            replayed = prober.probe(testbed.services, plan.replay, topology, kind="replay")
+            replayed = prober.probe(testbed.services, prober.shuffled(plan.replay, seed), topology, kind="replay")
             store.append("observations", replayed.observations, arm=arm.name, phase="replay")
         calls = call_truths(testbed.services.drain_events(), plan.scenario)
         truths = (*matrix.truths, *(campaign.truths if campaign else ()), *(window.truths if window else ()),

@@ -12,7 +12,7 @@ from lab.hosts.roles import path_of
 from lab.model import Flow, Observation, Outcome, Topology, Truth
 
 TIMEOUT_S = 1.5  # longer than one SYN retransmission (1 s), so that a single lost packet is no verdict
-WINDOW = 8192
+WINDOW = 16_384  # at most: what the machine cannot answer in time, it is not asked at a time
 
 
 @dataclass(frozen=True, slots=True)

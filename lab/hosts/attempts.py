@@ -81,6 +81,36 @@ class LoopResult:
     latencies_us: NDArray[np.float64]
 
 
+class Pace:
+    """How many attempts may be under way: at most `limit`, fewer while even those that succeed take long.
+
+    A machine that is asked for more than it can do answers late, and late is told as TIMED_OUT: the instrument would
+    report its own load. So the window shrinks by a third where one that opened took longer than a third of the
+    timeout, and grows by half where of a whole window none took half of that. Silence says nothing: it may be a policy.
+    """
+
+    FIRST, LEAST = 2048, 256
+
+    def __init__(self, limit: int, timeout_s: float) -> None:
+        self._limit = max(1, limit)
+        self.window = min(self._limit, self.FIRST)
+        self._late_ns = int(timeout_s * 1e9 / 3)
+        self._since = self._worst_ns = 0
+
+    def ended(self, index: int, sent: int, opened: bool, took_ns: int) -> None:
+        """Attempt `index` ended, after `sent` have been sent; those from before the last change do not count."""
+        if not opened or index < self._since:
+            return
+        self._worst_ns = max(self._worst_ns, took_ns)
+        if self._worst_ns > self._late_ns:
+            self.window = max(min(self._limit, self.LEAST), self.window * 2 // 3)
+        elif index - self._since < self.window:
+            return
+        elif self._worst_ns < self._late_ns // 2:
+            self.window = min(self._limit, self.window * 3 // 2 + 1)
+        self._since, self._worst_ns = sent, 0
+
+
 class Campaign:
     """Attempts under way together: tokens first..first+n-1. Whoever touches it holds the fleet's lock."""
 
@@ -89,7 +119,7 @@ class Campaign:
         self.results: list[Sequence[str] | int | None] = [None] * len(attempts)  # event fields, or our own errno
         self.arrivals = [0] * len(attempts)
         self.sent = self.ended = 0
-        self.window = 0
+        self.pace = Pace(1, 1.0)
         self.progress = time.monotonic()
         self.done = threading.Event()
 
@@ -97,6 +127,8 @@ class Campaign:
         if self.results[index] is None:
             self.results[index] = result
             self.ended += 1
+            if not isinstance(result, int):
+                self.pace.ended(index, self.sent, result[2] == "OPEN", int(result[7]) - int(result[5]))
             if self.ended == len(self.attempts):
                 self.done.set()
 

@@ -26,6 +26,7 @@ from lab.hosts.attempts import (
     Command,
     Exploited,
     LoopResult,
+    Pace,
     exploit_command,
     probe_command,
 )
@@ -176,7 +177,7 @@ class Fleet:
     # --- attempts ---
 
     def probe(self, attempts: Sequence[Attempt], timeout_s: float, window: int = WINDOW) -> list[Attempted]:
-        """Make every attempt, at most `window` at a time, in order; one Attempted each, in the same order.
+        """Make every attempt, at most `window` at a time (see Pace), in order; one Attempted each, in the same order.
 
         Returns when all have ended and every arrival that came of them is in. An attempt of a service that is not
         there or dies is BROKEN with ESRCH; one that a stuck service never ends is BROKEN with ETIME.
@@ -210,15 +211,14 @@ class Fleet:
         latencies = np.fromstring(samples, dtype=np.float64, sep=",") / 10 if samples else np.empty(0)
         return LoopResult(int(n), int(errors), int(elapsed) / 1e9, int(cpu) / 1e9, latencies)
 
-    def _carry_out(self, attempts: Sequence[Attempt], command: Command, timeout_s: float,
-                   window: int) -> Campaign:
+    def _carry_out(self, attempts: Sequence[Attempt], command: Command, timeout_s: float, window: int) -> Campaign:
         with self._lock:
             campaign = Campaign(attempts, command, self._next_token)
             if not attempts:
                 return campaign
             self._next_token += len(attempts)
             self._campaigns.append(campaign)
-            campaign.window = max(1, window)
+            campaign.pace = Pace(window, timeout_s)
             self._feed(campaign)
         try:
             while not campaign.done.wait(1.0):
@@ -243,7 +243,7 @@ class Fleet:
 
     def _feed(self, campaign: Campaign) -> None:
         """Send attempts until the window is full, each service's in one piece."""
-        room = campaign.window - (campaign.sent - campaign.ended)
+        room = max(0, campaign.pace.window - (campaign.sent - campaign.ended))
         batch = range(campaign.sent, min(campaign.sent + room, len(campaign.attempts)))
         campaign.sent = batch.stop
         lines: dict[_Service, list[str]] = {}
@@ -311,7 +311,7 @@ class Fleet:
             for campaign in self._campaigns:
                 # In portions, so that a service gets many attempts by one send.
                 if campaign.sent < len(campaign.attempts) and \
-                        campaign.sent - campaign.ended <= campaign.window * 3 // 4:
+                        campaign.sent - campaign.ended <= campaign.pace.window * 3 // 4:
                     self._feed(campaign)
 
     def _take(self, service: _Service, f: list[str]) -> None:
