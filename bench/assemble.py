@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
-from bench.analysis import matrices, reach, stats
+from bench.analysis import matrices, reach
+from bench.analysis.bootstrap import CONFIDENCE
+from bench.analysis.sequential import LOOK_CONFIDENCE
 from bench.analysis.visibility import visibility
 from bench.arms import Arm, ArmRecord
 from bench.blocks import AA
+from bench.costs import Costs
 from bench.experiment import BASELINE, Collected
 from bench.report import summary as report
 from bench.report.summary import FIGURES, FigureName, Summary
 from lab.model import Flow, Observation, Outcome
 from lab.policy_sets import Oracle
 
-Blocks = Sequence[float | None]
-
 
 def summary(collected: Collected) -> Summary:
     """The summary of a run, whole or interrupted."""
     took = time.monotonic() - collected.begun
-    intended = _verdicts(collected)
-    ran = {name: _arm(collected, name, record, intended) for name, record in collected.records.items()}
+    intended, costs = _verdicts(collected), costs_of(collected)
+    ran = {name: _arm(collected, name, record, intended, costs) for name, record in collected.records.items()}
     refused = {name: report.Arm(unsupported=reason) for name, reason in collected.unsupported.items()}
-    again, base = ({f: _blocks(collected, name, f) for f in FIGURES} for name in (AA, BASELINE))
     return Summary(
         labctl=version("microseg-labctl"), scenario=collected.scenario.name, seed=collected.scenario.seed,
         started=(datetime.now(UTC) - timedelta(seconds=took)).isoformat(timespec="seconds"), duration_s=took,
-        quick=collected.options.quick, interrupted=collected.interrupted, invalid=tuple(_invalid(collected)),
-        blocks=len({cell.block for cell in collected.cells}),
+        quick=collected.options.quick, until=_until(collected), interrupted=collected.interrupted,
+        invalid=tuple(_invalid(collected)), blocks=len(costs.numbers),
         arms={name: (ran | refused)[name] for name in collected.enforcers if name in ran | refused},
-        aa=report.aa(base, again) if collected.cells else report.AA(),
-        mde={f: stats.mde(again[f], base[f]) for f in FIGURES} if collected.cells else {},
-        environment=collected.environment, notes=tuple(_notes(collected)))
+        aa=report.aa({f: report.figure(effect, costs.raw(AA, f), costs.plain(AA, f), costs.adjusts(AA, f))
+                      for f, effect in costs.again.items()}) if collected.cells else report.AA(),
+        mde={f: costs.mde(f) for f in FIGURES} if collected.cells else {},
+        environment=collected.environment, notes=tuple(_notes(collected, costs)))
+
+
+def costs_of(collected: Collected) -> Costs:
+    """The run's cells, judged. A run that may stop by its intervals takes them wider, so that they still cover 95 %."""
+    confidence = LOOK_CONFIDENCE if collected.options.until else CONFIDENCE
+    return Costs(tuple(collected.cells), tuple(collected.records), confidence)
 
 
 def exit_status(found: Summary) -> int:
@@ -52,7 +60,7 @@ def _verdicts(collected: Collected) -> list[bool]:
     return [v.allow for v in Oracle(scenario.policy, scenario.topology).verdicts(collected.selection.flows)]
 
 
-def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[bool]) -> report.Arm:
+def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[bool], costs: Costs) -> report.Arm:
     arm, topology = collected.arms[name], collected.scenario.topology
     matrix = _matrix(collected, arm, record, intended)
     seen = visibility(record.truths, record.sightings, topology)
@@ -63,7 +71,7 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
     gaps = matrices.gap_classes(matrix.rows, topology, arm.native.approximations)
     return report.Arm(
         **report.verdicts(matrix), findings=tuple(_findings(matrix)), gap_classes=report.gap_classes(gaps),
-        cost=_cost(collected, name), verified=_verified(collected, name),
+        cost=_cost(costs, name), verified=_verified(collected, name),
         visibility=recalls, blind_spots=blind_spots,
         attack=_attack(collected, record), unforeseen=_replayed(collected, record, foreseen=False),
         foreseen=_replayed(collected, record, foreseen=True), policy=_policy(arm),
@@ -94,11 +102,20 @@ def _findings(matrix: matrices.Matrix, most: int = 20) -> list[str]:
             f"{', arrived' if row.observed and row.observed.arrived else ''}" for row in wanted[:most]]
 
 
-def _cost(collected: Collected, name: str) -> dict[FigureName, report.Figure]:
+def _cost(costs: Costs, name: str) -> dict[FigureName, report.Figure]:
     """Every figure of one arm against the baseline of the same blocks; the baseline's own are 1 by definition."""
-    if not collected.cells:
+    if not costs.cells:
         return {}
-    return {f: report.figure(_blocks(collected, name, f), _blocks(collected, BASELINE, f)) for f in FIGURES}
+    return {f: report.figure(costs.effects(f)[name], costs.raw(name, f), costs.plain(name, f), costs.adjusts(name, f))
+            for f in FIGURES}
+
+
+def _until(collected: Collected) -> report.Until | None:
+    look, options = collected.look, collected.options
+    if look is None or options.until is None:
+        return None
+    return report.Until(target=options.until, reached=look.enough, arm=look.name, needed=look.needed,
+                        widest=look.widest if math.isfinite(look.widest) else None, budget_s=options.budget_s)
 
 
 def _verified(collected: Collected, name: str) -> report.Verified | None:
@@ -106,12 +123,6 @@ def _verified(collected: Collected, name: str) -> report.Verified | None:
     if not cells:
         return None
     return report.Verified(n=sum(c.verified for c in cells), wrong=sum(c.contradicted for c in cells))
-
-
-def _blocks(collected: Collected, name: str, figure: str) -> Blocks:
-    """One value a block in block order, None where it was not measured or its policy was not in force."""
-    found = {cell.block: cell.figures.get(figure) for cell in collected.cells if cell.arm == name and not cell.invalid}
-    return [found.get(block) for block in sorted({cell.block for cell in collected.cells})]
 
 
 def _attack(collected: Collected, record: ArmRecord) -> report.Attack | None:
@@ -171,8 +182,11 @@ def _several_users(collected: Collected) -> bool:
     return collected.environment.get("several_users", True) is True
 
 
-def _notes(collected: Collected) -> list[str]:
-    notes = []
+def _notes(collected: Collected, costs: Costs) -> list[str]:
+    notes = [f"{name}: the machine's own speed read otherwise under it than under none, so its costs are as measured"
+             for name in costs.moved]
+    notes += [f"{name}: its visits were not steady when the windows that count began: its costs hold part of its "
+              "start" for name in costs.unsteady]
     if not _several_users(collected):
         notes.append("run without root: every process ran as one and the same user, so who saw the user was not "
                      "measured; with Debian's uidmap and a range in /etc/subuid and /etc/subgid it would be")
@@ -185,7 +199,8 @@ def _notes(collected: Collected) -> list[str]:
                      f"{collected.selection.total} flows")
     spoilt = [cell for cell in collected.cells if cell.spoilt]
     if spoilt:
-        notes.append(f"application latency does not count in {len(spoilt)} of {len(collected.cells)} windows, "
+        tried = sum("app_p50_us" in cell.figures for cell in collected.cells)
+        notes.append(f"application latency does not count in {len(spoilt)} of {tried} windows, "
                      f"first: {spoilt[0].spoilt[0]}")
     if collected.scenario.traffic is None:
         notes.append("the scenario has no traffic: application latency was not measured")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from statistics import median
 
 from numpy.typing import ArrayLike
 
 from bench.analysis.stats import percentile
 from bench.arms import Arm
 from bench.instruments import datapath, probe
-from bench.instruments.traffic import Traffic
+from bench.instruments.datapath import Design, Series
+from bench.instruments.traffic import Traffic, TrafficWindow
+from bench.instruments.yardstick import Yardstick
 from bench.store import ResultStore
 from lab.backends.base import Testbed
 from lab.model import Flow, Outcome, Topology
@@ -33,72 +37,134 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One arm in one block: its figures (None where they could not be taken) and why they do not count, if so."""
+    """One arm in one block: as measured, nothing adjusted. `invalid`: why none of it counts, if so.
+
+    `series` are the loops' windows, by name; `figures` what was measured once in the visit (bulk and application; None
+    where it could not be, absent where this block does not take it).
+    """
 
     block: int
     arm: str
     order: int
-    figures: dict[str, float | None]
+    series: Mapping[str, Series]
+    figures: Mapping[str, float | None]
     invalid: tuple[str, ...]
     spoilt: tuple[str, ...]  # why the application's figures alone do not count
     seconds: float
+    up_s: float
+    down_s: float
     verified: int  # probes of the policy before, during (beside the application's window) and after
     contradicted: int  # of these, not as in the arm's own matrix
 
 
 @dataclass(frozen=True, slots=True)
 class CostPlan:
+    """`extras_every`: bulk and application windows are taken in every so manieth block; 0: in none."""
+
     flow: Flow
-    seconds: float  # of each figure
+    design: Design
+    extras_every: int
     rate: float
     blocks: int
     seed: int
     shuffled: bool = True  # only the self-test has the arms in one order, to show what that does
 
 
-def run_blocks(plan: CostPlan, arms: Sequence[Arm], checks: dict[str, Check], testbed: Testbed,
-               traffic: Traffic | None, store: ResultStore, say: Callable[[str], None], cells: list[Cell]) -> None:
-    """Append every cell to `cells`, stored as it comes. The baseline stands twice in a block: as itself, and as AA."""
-    rng = random.Random(plan.seed)
+@dataclass(slots=True)
+class Pace:
+    """What putting an arm in place and taking it away takes.
+
+    A visit of the baseline, which places nothing, waits as long. Otherwise its two visits would lie closer together
+    than those of the arms, and the machine, which changes within seconds, would make A/A look steadier than the rest.
+    """
+
+    up: list[float] = field(default_factory=list)
+    down: list[float] = field(default_factory=list)
+
+    def keep(self, baseline: bool, taken: list[float], act: Callable[[], object]) -> float:
+        """Do it; returns the seconds it took without any wait. `taken` is `up` or `down`."""
+        begin = time.monotonic()
+        act()
+        spent = time.monotonic() - begin
+        if not baseline:
+            taken.append(spent)
+        elif taken:
+            time.sleep(max(0.0, median(taken) - spent))
+        return spent
+
+
+def run_blocks(plan: CostPlan, arms: Sequence[Arm], checks: dict[str, Check], testbed: Testbed, traffic: Traffic | None,
+               store: ResultStore, say: Callable[[str], None], cells: list[Cell],
+               enough: Callable[[int], bool] = lambda _blocks: False) -> None:
+    """Append every cell to `cells`, stored as it comes. The baseline stands twice in a block: as itself, and as AA.
+
+    After each block `enough` is asked, with the blocks so far, whether to stop before `plan.blocks`.
+    """
+    rng, pace = random.Random(plan.seed), Pace()
     baseline = next(arm for arm in arms if arm.name == "none")
-    for block in range(plan.blocks):
-        entries = [(arm.name, arm) for arm in arms] + [(AA, baseline)]
-        if plan.shuffled:
-            rng.shuffle(entries)
-        for order, (name, arm) in enumerate(entries):
-            say(f"block {block + 1} of {plan.blocks}: {name}")
-            cell = _cell(plan, block, order, name, arm, checks[arm.name], testbed, traffic)
-            store.append("cells", [cell])
-            cells.append(cell)
+    with closing(Yardstick(datapath.last_cpu())) as yardstick:
+        for block in range(plan.blocks):
+            entries = [(arm.name, arm) for arm in arms] + [(AA, baseline)]
+            if plan.shuffled:
+                rng.shuffle(entries)
+            for order, (name, arm) in enumerate(entries):
+                say(f"block {block + 1} of {plan.blocks}: {name}")
+                visit = Visit(plan, block, order, name, arm, checks[arm.name], testbed, traffic)
+                cell = visit.measure(pace, yardstick)
+                store.append("cells", [cell])
+                cells.append(cell)
+            if enough(block + 1):
+                break
 
 
-def _cell(plan: CostPlan, block: int, order: int, name: str, arm: Arm, check: Check, testbed: Testbed,
-          traffic: Traffic | None) -> Cell:
-    begin = time.monotonic()
-    times = 3 if traffic and plan.rate else 2
-    arm.enforcement.up()
-    try:
-        wrong = [f"before: {problem}" for problem in verify(check, testbed)]
-        window = datapath.measure(testbed, plan.flow, plan.seconds)
-        figures: dict[str, float | None] = {"app_p50_us": None, "app_p99_us": None, **window.figures}
-        spoilt: tuple[str, ...] = ()
-        failed = []
-        if window.errors:
-            failed.append(f"{window.errors} exchanges failed along {plan.flow}")
-        if traffic and plan.rate:
-            with ThreadPoolExecutor(1) as beside:
-                during = beside.submit(verify, check, testbed)
-                app = traffic.run(plan.rate, APP_WINDOW_S, APP_RAMP_S)
-                wrong += [f"during: {problem}" for problem in during.result()]
-            # A generator past its knee spoils the application's figures, not those of the lighter client.
-            figures.update({} if app.invalid else _app(app.from_intended_us))
-            spoilt = app.invalid
-        wrong += [f"after: {problem}" for problem in verify(check, testbed)]
-    finally:
-        arm.enforcement.down()
-    testbed.services.drain_events()
-    return Cell(block, name, order, figures, (*wrong, *failed), spoilt, time.monotonic() - begin,
-                times * (len(check.allowed) + len(check.denied)), len(wrong))
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One arm's turn in one block."""
+
+    plan: CostPlan
+    block: int
+    order: int
+    name: str
+    arm: Arm
+    check: Check
+    testbed: Testbed
+    traffic: Traffic | None
+
+    @property
+    def extras(self) -> bool:
+        return bool(self.plan.extras_every) and self.block % self.plan.extras_every == 0
+
+    def measure(self, pace: Pace, yardstick: Yardstick) -> Cell:
+        begin = time.monotonic()
+        place, baseline = self.arm.enforcement, self.arm.name == "none"
+        up_s = pace.keep(baseline, pace.up, place.up)
+        try:
+            wrong = [f"before: {problem}" for problem in verify(self.check, self.testbed)]
+            loops = datapath.measure(self.testbed, self.plan.flow, replace(self.plan.design, bulk=self.extras),
+                                     yardstick.read)
+            figures: dict[str, float | None] = {"bulk_bps": loops.bulk_bps} if self.extras else {}
+            spoilt: tuple[str, ...] = ()
+            times = 2
+            if self.extras and self.traffic and self.plan.rate:
+                app, during = self._application(self.traffic)
+                times, spoilt = 3, app.invalid
+                wrong += [f"during: {problem}" for problem in during]
+                # A generator past its knee spoils the application's figures, not those of the lighter client.
+                figures |= {"app_p50_us": None, "app_p99_us": None} if spoilt else _app(app.from_intended_us)
+            wrong += [f"after: {problem}" for problem in verify(self.check, self.testbed)]
+        finally:
+            down_s = pace.keep(baseline, pace.down, place.down)
+        self.testbed.services.drain_events()
+        failed = [f"{loops.errors} exchanges failed along {self.plan.flow}"] if loops.errors else []
+        return Cell(self.block, self.name, self.order, loops.series, figures, (*wrong, *failed), spoilt,
+                    time.monotonic() - begin, up_s, down_s,
+                    times * (len(self.check.allowed) + len(self.check.denied)), len(wrong))
+
+    def _application(self, traffic: Traffic) -> tuple[TrafficWindow, list[str]]:
+        """A window of the application's traffic, and what of the policy was not in force beside it."""
+        with ThreadPoolExecutor(1) as beside:
+            during = beside.submit(verify, self.check, self.testbed)
+            return traffic.run(self.plan.rate, APP_WINDOW_S, APP_RAMP_S), during.result()
 
 
 def _app(latencies: ArrayLike) -> dict[str, float | None]:

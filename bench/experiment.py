@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import arms, blocks
+from bench import arms, blocks, costs
+from bench.analysis import sequential
+from bench.analysis.sequential import Look
 from bench.arms import Arm, ArmRecord
 from bench.blocks import Cell
+from bench.instruments.datapath import Design
 from bench.instruments.traffic import Traffic
 from bench.selection import Selection
 from bench.store import ResultStore
@@ -19,8 +22,10 @@ from lab.model import Enforcer, Flow, Outcome, Scenario
 from lab.policy_sets import Oracle
 
 BASELINE = "none"
-DEFAULT_BLOCKS, QUICK_BLOCKS = 8, 3
-DEFAULT_WINDOW_S, QUICK_WINDOW_S = 0.5, 0.3
+DEFAULT_BLOCKS, QUICK_BLOCKS = 28, 3
+MOST_BLOCKS = 1000  # of a run that goes on until its intervals are narrow
+EXTRAS_EVERY, QUICK_EXTRAS_EVERY = 2, 1  # bulk and application windows: in every so manieth block
+UNTIL_BUDGET_S = 900.0
 TRAFFIC_S, QUICK_TRAFFIC_S = 4.0, 2.0
 REPLAY_LIMIT = 20_000
 Say = Callable[[str], None]
@@ -28,7 +33,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run was asked for. `blocks` None means the default."""
+    """How a run was asked for. `blocks` None means the default.
+
+    `until`: half-width of the intervals (0.02 is 2 %) at which to stop; no block begins after `budget_s` seconds.
+    `extras`: whether bulk and application windows are taken at all.
+    """
 
     arms: tuple[str, ...] | None = None
     quick: bool = False
@@ -37,10 +46,21 @@ class Options:
     blocks: int | None = None
     seed: int | None = None
     shuffled: bool = True  # only the self-test has the arms in one order, to show what that does
+    until: float | None = None
+    budget_s: float = UNTIL_BUDGET_S
+    extras: bool = True
+    design: Design = field(default_factory=Design)
 
     @property
     def block_count(self) -> int:
-        return self.blocks if self.blocks is not None else QUICK_BLOCKS if self.quick else DEFAULT_BLOCKS
+        """The blocks of the run; with `until` the most there can be."""
+        if self.blocks is not None:
+            return self.blocks
+        return MOST_BLOCKS if self.until else QUICK_BLOCKS if self.quick else DEFAULT_BLOCKS
+
+    @property
+    def extras_every(self) -> int:
+        return (QUICK_EXTRAS_EVERY if self.quick else EXTRAS_EVERY) if self.extras else 0
 
 
 @dataclass(slots=True)
@@ -57,6 +77,7 @@ class Collected:
     cells: list[Cell] = field(default_factory=list)
     environment: dict[str, object] = field(default_factory=dict)
     measured: Flow | None = None
+    look: Look | None = None  # the last one, of a run with `until`
     invalid: list[str] = field(default_factory=list)
     interrupted: bool = False
     begun: float = field(default_factory=time.monotonic)
@@ -107,11 +128,24 @@ def _take_costs(collected: Collected, testbed: Testbed, traffic: Traffic | None,
         if collected.measured is None and options.block_count:
             collected.invalid.append("no costs: no declared TCP flow between two hosts is open under every arm")
         return
-    plan = blocks.CostPlan(collected.measured, QUICK_WINDOW_S if options.quick else DEFAULT_WINDOW_S,
+    plan = blocks.CostPlan(collected.measured, options.design, options.extras_every,
                            scenario.traffic.rate if scenario.traffic else 0.0, options.block_count, scenario.seed,
                            options.shuffled)
     checks = {name: _check(record, scenario.seed) for name, record in collected.records.items()}
-    blocks.run_blocks(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.cells)
+    blocks.run_blocks(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.cells,
+                      lambda count: _enough(collected, count))
+
+
+def _enough(collected: Collected, count: int) -> bool:
+    """Whether a run with `until` stops after `count` blocks; what its last look found is kept."""
+    options = collected.options
+    names = tuple(name for name in collected.arms if name != BASELINE)
+    if options.until is None or not names:
+        return False
+    spent = time.monotonic() - collected.begun >= options.budget_s or count == options.block_count
+    if spent or sequential.due(count):
+        collected.look = sequential.look(costs.look_columns(collected.cells, tuple(collected.arms)), options.until)
+    return spent or (collected.look is not None and collected.look.enough)
 
 
 def _open_everywhere(collected: Collected) -> set[Flow]:

@@ -10,9 +10,7 @@ from pathlib import Path
 from bench import assemble, environment, honest, registry
 from bench.contract import EnforcerError
 from bench.experiment import (
-    DEFAULT_WINDOW_S,
     QUICK_TRAFFIC_S,
-    QUICK_WINDOW_S,
     REPLAY_LIMIT,
     TRAFFIC_S,
     Collected,
@@ -107,7 +105,7 @@ def _plan(collected: Collected) -> tuple[Step, ...]:
     return steps(tuple(collected.enforcers), hosts=len(scenario.topology.hosts), flows=len(collected.selection.flows),
                  replay=min(len(scenario.replay), REPLAY_LIMIT), traffic_s=traffic_s if scenario.traffic else 0.0,
                  attack=scenario.attack is not None, blocks=options.block_count,
-                 window_s=QUICK_WINDOW_S if options.quick else DEFAULT_WINDOW_S)
+                 window_s=options.design.window_s * options.design.crr)
 
 
 def _shown(path: Path) -> str:

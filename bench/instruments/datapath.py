@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from bench.analysis.stats import percentile
 from lab.backends.base import HostProcess, Testbed
@@ -13,6 +14,7 @@ from lab.hosts.attempts import Actor, LoopResult
 from lab.model import Flow
 
 BULK_BYTES = "400M"  # about half a second; iperf3 counts time in whole seconds only
+Loop = Callable[[], LoopResult]
 
 
 class InstrumentError(RuntimeError):
@@ -20,34 +22,83 @@ class InstrumentError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """One arm's figures in one block, by name; None where the window could not be measured."""
+class Design:
+    """How one visit measures its datapath: windows that count, after `warmup` that do not, each `window_s` long."""
 
-    figures: Mapping[str, float | None]
+    crr: int = 16
+    rr: int = 16
+    warmup: int = 2
+    window_s: float = 0.05
+    bulk: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Parallel, one entry a window in order, those of the warm-up included; latencies in microseconds.
+
+    `rate` per second; `cpu_us` per exchange, all hosts and daemons; `before_us`, `after_us` the yardstick's readings.
+    None where a window has no exchange, or its CPU is not known.
+    """
+
+    warmup: int  # of these, so many at the start do not count
+    p50_us: tuple[float | None, ...]
+    p99_us: tuple[float | None, ...]
+    rate: tuple[float | None, ...]
+    cpu_us: tuple[float | None, ...]
+    before_us: tuple[float, ...]
+    after_us: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Visited:
+    """What one visit of an arm measured: loops by name ("crr", "rr"), bulk bits per second, exchanges that failed."""
+
+    series: Mapping[str, Series]
+    bulk_bps: float | None
     errors: int
 
 
-def measure(testbed: Testbed, flow: Flow, seconds: float) -> Window:
-    """CRR, RR and bulk along `flow`, in that order. Both ends are held on one processor for CRR and RR.
+def measure(testbed: Testbed, flow: Flow, design: Design, yardstick: Callable[[], float]) -> Visited:
+    """CRR, RR and, if asked for, bulk along `flow`, in that order. Both ends are held on one processor for CRR and RR.
 
     On one processor the rate is the inverse of the CPU spent on a connection by client, server and all that the
-    kernel does between, which is what an enforcer changes; two processors would hide it behind idle time.
+    kernel does between, which is what an enforcer changes; two processors would hide it behind idle time. `yardstick`
+    reads that processor's speed (`bench.instruments.yardstick`), before every window and after the last.
     """
     client = Actor(flow.source, flow.process, flow.user)
     server = _server(testbed, flow)
     address = testbed.topology.hosts[flow.target].address(flow.family)
-    cpu = str((os.cpu_count() or 1) - 1)
-    _pin(testbed, (client, server), cpu)
-    before = _cpu_s(testbed)
-    crr: LoopResult = testbed.services.crr(client, flow.family, address, flow.port, seconds)
-    spent = _cpu_s(testbed) - before
-    rr: LoopResult = testbed.services.rr(client, flow.family, address, flow.port, seconds)
+    _pin(testbed, (client, server), str(last_cpu()))
+    series, errors = {}, 0
+    for name, count in (("crr", design.crr), ("rr", design.rr)):
+        loop: Loop = partial(getattr(testbed.services, name), client, flow.family, address, flow.port, design.window_s)
+        series[name], failed = _series(testbed, loop, design.warmup, count, yardstick)
+        errors += failed
     _pin(testbed, (client, server), "-1")
-    figures = {**_latency("crr", crr), **_latency("rr", rr)}
-    figures["crr_rate"] = crr.n / crr.elapsed_s if crr.n else None
-    figures["cpu_per_conn_us"] = spent * 1e6 / crr.n if crr.n and spent > 0 else None
-    figures["bulk_bps"] = _bulk(testbed, flow, server, address)
-    return Window(figures, crr.errors + rr.errors)
+    return Visited(series, _bulk(testbed, flow, server, address) if design.bulk else None, errors)
+
+
+def last_cpu() -> int:
+    """The processor that both ends are held on, and whose speed is read."""
+    return max(os.sched_getaffinity(0))
+
+
+def _series(testbed: Testbed, loop: Loop, warmup: int, count: int, yardstick: Callable[[], float]
+            ) -> tuple[Series, int]:
+    readings = [yardstick()]
+    windows: list[tuple[float | None, float | None, float | None, float | None]] = []
+    errors = 0
+    for _ in range(warmup + count):
+        before = _cpu_s(testbed)
+        got = loop()
+        spent = _cpu_s(testbed) - before
+        readings.append(yardstick())
+        errors += got.errors
+        windows.append((percentile(got.latencies_us, 50), percentile(got.latencies_us, 99),
+                        got.n / got.elapsed_s if got.n else None,
+                        spent * 1e6 / got.n if got.n and spent > 0 else None))
+    p50, p99, rate, cpu = zip(*windows, strict=True)
+    return Series(warmup, p50, p99, rate, cpu, tuple(readings[:-1]), tuple(readings[1:])), errors
 
 
 def _server(testbed: Testbed, flow: Flow) -> Actor:
@@ -62,10 +113,6 @@ def _pin(testbed: Testbed, actors: tuple[Actor, ...], cpu: str) -> None:
 def _cpu_s(testbed: Testbed) -> float:
     usage = testbed.usage(memory=False)
     return sum(usage.host_cpu_s.values()) + sum(usage.daemon_cpu_s.values())
-
-
-def _latency(name: str, result: LoopResult) -> dict[str, float | None]:
-    return {f"{name}_p{q}_us": percentile(result.latencies_us, q) for q in (50, 99)}
 
 
 def _bulk(testbed: Testbed, flow: Flow, server: Actor, address: str) -> float | None:

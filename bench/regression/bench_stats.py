@@ -7,15 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.bootstrap import compare
-from bench.analysis.stats import percentile, ratio
-
-
-def test_ratios_of_a_comparison_of_ten_arms(benchmark: Any) -> None:
-    rng = np.random.default_rng(1)
-    base = list(rng.lognormal(0, 0.1, 12))
-    arms = [list(rng.lognormal(0, 0.1, 12)) for _ in range(90)]  # nine figures of ten arms
-    got = benchmark(lambda: [ratio(arm, base) for arm in arms])
-    assert all(r.n == 12 for r in got)
+from bench.analysis.stats import percentile
 
 
 def test_bootstrapped_intervals_of_a_whole_summary(benchmark: Any) -> None:

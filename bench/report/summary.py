@@ -7,12 +7,13 @@ A change of meaning or a field taken away raises `FORMAT`; a new field does not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.analysis import matrices, stats, visibility
+from bench.analysis.bootstrap import Effect
 
 FORMAT = 1
 FigureName = Literal["crr_rate", "crr_p50_us", "crr_p99_us", "rr_p50_us", "rr_p99_us", "bulk_bps", "cpu_per_conn_us",
@@ -29,11 +30,21 @@ class _Model(BaseModel):
 class Figure(_Model):
     """One cost figure of one arm against `none`, paired within blocks."""
 
-    ratio: float | None = Field(description="arm / none, geometric mean over blocks; null if no block measured both")
+    ratio: float | None = Field(
+        description="arm / none, geometric mean over blocks without the lowest and highest fifth; null if no block "
+                    "measured both")
     low: float | None = Field(description="lower end of the 95 % interval; null below three blocks")
     high: float | None = Field(description="upper end; an interval that spans 1 is no measurable difference")
     n: int = Field(description="blocks in which both were measured")
-    value: float | None = Field(None, description="median over blocks of the arm's own figure, in the figure's unit")
+    value: float | None = Field(
+        None, description="median over blocks of the arm's own figure as measured, in the figure's unit")
+    family_low: float | None = Field(
+        None, description="lower end of the interval that holds for all arms of this figure together (in `aa`: for all "
+                          "figures) with 95 %; reports name a difference by this one")
+    family_high: float | None = Field(None, description="its upper end")
+    p: float | None = Field(None, description="of 'the ratio is 1', adjusted for the same family")
+    raw: float | None = Field(None, description="the ratio with the machine's changes of speed left in")
+    adjusted: bool = Field(False, description="whether the machine's own speed was taken out of ratio and intervals")
 
 
 class Recall(_Model):
@@ -157,7 +168,18 @@ class AA(_Model):
 
     cost: dict[FigureName, Figure] = Field(default_factory=dict, description="as in an arm; should all span 1")
     differs: tuple[FigureName, ...] = Field(
-        (), description="figures that differ, at 5 % for all together (Holm); if any, the run names no winner")
+        (), description="figures that differ, at 5 % for all together; if any, the run names no winner")
+
+
+class Until(_Model):
+    """A run that was to go on until its intervals were narrow (`--until`)."""
+
+    target: float = Field(description="half-width wanted of every arm's interval of crr_p50_us: 0.02 is 2 %")
+    reached: bool = Field(description="whether it was reached; if not, the budget was spent first")
+    widest: float | None = Field(description="half-width of the widest interval at the end; null: there is none")
+    arm: str = Field(description="the arm with the widest interval")
+    needed: int | None = Field(description="blocks in all that the target takes at this spread; null: cannot be said")
+    budget_s: float = Field(description="seconds after whose end no further block began")
 
 
 class Summary(_Model):
@@ -170,6 +192,7 @@ class Summary(_Model):
     started: str = Field(description="start in UTC, ISO 8601")
     duration_s: float = Field(description="wall-clock time of the run")
     quick: bool = Field(description="a short run: fewer blocks, wider intervals")
+    until: Until | None = Field(None, description="how a run with `--until` ended; null: the blocks were counted out")
     interrupted: bool = Field(False, description="the user ended the run early: what is here was measured until then")
     invalid: tuple[str, ...] = Field((), description="why the measurement cannot be trusted; empty if it can")
     blocks: int = Field(0, description="blocks measured; each runs every arm once and `none` twice")
@@ -185,21 +208,26 @@ class Summary(_Model):
 # --- made of what the analysis found ----------------------------------------------------------
 
 
-def figure(arm: stats.Blocks, base: stats.Blocks) -> Figure:
-    """One figure of an arm against the baseline, from the blocks of both."""
-    got = stats.ratio(arm, base)
-    return Figure(ratio=got.ratio, low=got.low, high=got.high, n=got.n, value=stats.median(arm))
+def figure(effect: Effect, blocks: stats.Blocks, raw: float | None = None, adjusted: bool = False) -> Figure:
+    """One figure of an arm: its effect against the baseline, and `blocks`, its own values as measured."""
+    return Figure(ratio=effect.ratio, low=effect.low, high=effect.high, n=effect.n, value=stats.median(blocks),
+                  family_low=effect.family_low, family_high=effect.family_high, p=effect.p, raw=raw, adjusted=adjusted)
 
 
-def aa(first: Mapping[FigureName, stats.Blocks], second: Mapping[FigureName, stats.Blocks]) -> AA:
-    """`none` against itself: `second` over `first`, and which figures differ."""
-    cost = {name: figure(second[name], first[name]) for name in first}
-    differs = set(stats.differing({name: as_ratio(one) for name, one in cost.items()}))
-    return AA(cost=cost, differs=tuple(name for name in cost if name in differs))
+def aa(cost: dict[FigureName, Figure]) -> AA:
+    """`none` against itself, and which figures differ: those whose interval of the family misses 1."""
+    return AA(cost=cost, differs=tuple(name for name, one in cost.items() if differs(one)))
 
 
-def as_ratio(one: Figure) -> stats.Ratio:
-    return stats.Ratio(one.ratio, one.low, one.high, one.n)
+def differs(one: Figure) -> bool:
+    """Whether the interval of the family excludes 1: only then may a report speak of a difference."""
+    low, high = ends(one)
+    return low is not None and high is not None and not low <= 1.0 <= high
+
+
+def ends(one: Figure) -> tuple[float | None, float | None]:
+    """The interval that a report shows and judges by: the family's; that of the arm alone where there is none."""
+    return (one.low, one.high) if one.family_low is None else (one.family_low, one.family_high)
 
 
 def verdicts(found: matrices.Matrix) -> dict[str, Any]:

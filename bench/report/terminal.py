@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable
 
 from rich.box import SIMPLE_HEAD
@@ -10,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.analysis.stats import distinguishable
-from bench.report.summary import FIELDS, FIGURES, Arm, Figure, FigureName, Summary, as_ratio
+from bench.report.summary import FIELDS, FIGURES, Arm, Figure, FigureName, Summary, Until, differs, ends
 
 BASELINE = "none"
 NO_DIFFERENCE = "no measurable difference"
@@ -58,6 +58,8 @@ def headlines(summary: Summary) -> list[str]:
     size = f"{summary.blocks} blocks" if summary.blocks else "no cost measured"
     quick = ", [yellow]quick: fewer blocks, wider intervals[/yellow]" if summary.quick else ""
     lines = [f"[bold]{escape(summary.scenario)}[/bold]: seed {summary.seed}, {size}, {summary.duration_s:.0f} s{quick}"]
+    if summary.until:
+        lines.append(_until(summary.until))
     if summary.interrupted:
         lines.append("[yellow]interrupted: what is shown was measured until then[/yellow]")
     lines += [f"[bold red]INVALID[/bold red] {escape(reason)}" for reason in summary.invalid]
@@ -66,6 +68,15 @@ def headlines(summary: Summary) -> list[str]:
         lines.append(f"[bold yellow]A/A differs[/bold yellow] ({names}): `none` is not equal to itself, "
                      "so this run names no winner on cost")
     return lines
+
+
+def _until(one: Until) -> str:
+    target = f"intervals of connection p50 within {_percent(one.target)}"
+    if one.reached:
+        return f"{target}: reached"
+    seen = f"{escape(one.arm)} is within {_percent(one.widest)}" if one.widest is not None else "there is no interval"
+    more = f"; it takes about {one.needed:,} blocks" if one.needed else ""
+    return f"[yellow]{target}: not reached in {one.budget_s:.0f} s[/yellow], {seen}{more}"
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -107,7 +118,7 @@ def _verdict_rows() -> Iterable[Row]:
 
 def _cost_rows(summary: Summary) -> Iterable[Row]:
     for name in FIGURES:
-        yield LABELS[name], _cost_cell(name, summary.mde.get(name)), _aa_cell(summary, name)
+        yield LABELS[name], _cost_cell(name, noise(summary, name)), _aa_cell(summary, name)
 
 
 def _seen_rows() -> Iterable[Row]:
@@ -136,28 +147,45 @@ def _effort_rows() -> Iterable[Row]:
 # --- cells ------------------------------------------------------------------------------------
 
 
-def _cost_cell(name: FigureName, smallest: float | None) -> Cell:
+def _cost_cell(name: FigureName, least: float | None) -> Cell:
     def cell(arm_name: str, arm: Arm) -> str:
         one = arm.cost.get(name)
         if one is None or one.n == 0:
             return "–"
-        return quantity(name, one.value) if arm_name == BASELINE else cost_text(name, one, smallest)
+        return quantity(name, one.value) if arm_name == BASELINE else cost_text(name, one, least)
     return cell
 
 
-def cost_text(name: FigureName, one: Figure, smallest: float | None = None) -> str:
-    """A ratio with its interval, or that there is no measurable difference; `smallest` is what A/A could show."""
+def noise(summary: Summary, name: FigureName) -> float | None:
+    """By how much `none` may differ from itself: half its 95 % interval, on the logarithm. None: not measured."""
+    one = summary.aa.cost.get(name)
+    if one is None or one.low is None or one.high is None or one.low <= 0:
+        return None
+    return math.log(one.high / one.low) / 2
+
+
+def distinct(one: Figure, least: float | None = None) -> bool:
+    """Whether to speak of a difference: the family's interval excludes 1, and it is more than A/A's own noise.
+
+    The second, because intervals over a few blocks are now and then narrow by luck.
+    """
+    return differs(one) and (least is None or one.ratio is None or abs(math.log(one.ratio)) > least)
+
+
+def cost_text(name: FigureName, one: Figure, least: float | None = None) -> str:
+    """A ratio with its interval, or that there is no measurable difference; `least`: see `distinct`."""
     if one.ratio is None:
         return "–"
-    if one.low is None or one.high is None:
+    low, high = ends(one)
+    if low is None or high is None:
         return f"×{one.ratio:.2f} (n={one.n}: no interval)"
-    if not distinguishable(as_ratio(one), smallest):
+    if not distinct(one, least):
         return f"[dim]{NO_DIFFERENCE}[/dim]"
     better = (one.ratio > 1) == (name in HIGHER_IS_BETTER)
     colour = "green" if better else "red"
     # Two decimals, but never so few that an interval seems to touch 1 when it does not.
-    digits = 2 if min(abs(one.low - 1), abs(one.high - 1)) >= 0.005 else 3
-    return f"[{colour}]×{one.ratio:.{digits}f}[/{colour}] \\[{one.low:.{digits}f}–{one.high:.{digits}f}]"
+    digits = 2 if min(abs(low - 1), abs(high - 1)) >= 0.005 else 3
+    return f"[{colour}]×{one.ratio:.{digits}f}[/{colour}] \\[{low:.{digits}f}–{high:.{digits}f}]"
 
 
 def _aa_cell(summary: Summary, name: FigureName) -> str:
@@ -301,7 +329,7 @@ def _costs(summary: Summary, arm: Arm) -> str:
     if not shown:
         return "its cost was not measured"
     told = [f"{_more_or_less(name, one)} {_SPOKEN[name]}" for name, one in shown.items()
-            if distinguishable(as_ratio(one), summary.mde.get(name))]
+            if distinct(one, noise(summary, name))]
     return f"costs: {', '.join(told)}" if told else f"{NO_DIFFERENCE} in cost"
 
 

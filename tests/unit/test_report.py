@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bench.analysis import matrices, visibility
+from bench.analysis.bootstrap import compare, log_ratios
 from bench.report import summary as s
-from bench.report.terminal import NO_DIFFERENCE, compare_text, cost_text, quantity, show
+from bench.report.terminal import NO_DIFFERENCE, compare_text, cost_text, noise, quantity, show
 from tests.unit.test_matrices import FLOW, OPEN, TOPOLOGY, seen
 
 ROOT = Path(__file__).parents[2]
@@ -103,9 +106,13 @@ def test_an_interval_that_spans_one_is_no_difference() -> None:
 def test_an_effect_that_none_could_not_show_against_itself_is_no_difference() -> None:
     """Seen once: "×1.18 [1.05-1.33]" throughput for a firewall, in blocks whose A/A could show 35 % at best."""
     lucky = s.Figure(ratio=1.18, low=1.05, high=1.33, n=8, value=1e10)
-    assert NO_DIFFERENCE in cost_text("bulk_bps", lucky, 0.347)
+    assert NO_DIFFERENCE in cost_text("bulk_bps", lucky, 0.24)
     assert "1.18" in cost_text("bulk_bps", lucky, 0.1)
     assert "0.69" in cost_text("crr_rate", s.Figure(ratio=0.69, low=0.59, high=0.82, n=8, value=1e4), 0.197)
+    spread = s.AA(cost={"bulk_bps": s.Figure(ratio=1.0, low=0.8, high=1.25, n=8)})
+    found = summary(aa=spread, arms={"none": baseline(), "choke": arm(cost={"bulk_bps": lucky})})
+    assert noise(found, "bulk_bps") == pytest.approx(math.log(1.25))
+    assert "1.18" not in compare_text(found)
 
 
 def test_an_interval_near_one_is_not_rounded_into_it() -> None:
@@ -191,11 +198,30 @@ def test_it_is_filled_from_the_analysis() -> None:
                             observed={FLOW: seen(FLOW, OPEN)}, baseline={FLOW: seen(FLOW, OPEN)}, topology=TOPOLOGY)
     told = s.recalls(visibility.visibility([], [], TOPOLOGY))
     made = s.Arm(**s.verdicts(found), visibility=told, gap_classes=s.gap_classes(()),
-                 cost={"crr_rate": s.figure([0.9, 0.91, None], [1.0, 1.0, 1.0])})
+                 cost={"crr_rate": effect([0.9, 0.91, None], [1.0, 1.0, 1.0])})
     assert (made.flows, made.allowed, made.kinds["allowed"].bound) == (1, 1, 1.0)
     assert made.cost["crr_rate"].n == 2 and made.visibility["flow"].recall is None
-    same = s.aa({"crr_rate": [1.0, 2.0, 3.0]}, {"crr_rate": [1.2, 2.4, 3.6]})
+    assert made.cost["crr_rate"].value == pytest.approx(0.905)
+    same = s.aa({"crr_rate": effect([1.2, 2.4, 3.6], [1.0, 2.0, 3.0]), "rr_p50_us": effect([1, 2, 3], [1, 3, 2])})
     assert same.differs == ("crr_rate",) and same.cost["crr_rate"].ratio == pytest.approx(1.2)
+
+
+def effect(arm: Sequence[float | None], base: Sequence[float | None]) -> s.Figure:
+    return s.figure(compare({"arm": log_ratios(arm, base)})["arm"], arm)
+
+
+def test_a_difference_is_named_by_the_interval_of_the_whole_family() -> None:
+    """Of an arm alone 0.95–0.99 excludes 1; of five arms together, 0.93–1.01 does not."""
+    one = s.Figure(ratio=0.97, low=0.95, high=0.99, n=28, family_low=0.93, family_high=1.01)
+    assert NO_DIFFERENCE in cost_text("crr_rate", one)
+    assert "0.93–0.99" in cost_text("crr_rate", one.model_copy(update={"family_high": 0.99}))
+
+
+def test_a_run_until_its_intervals_are_narrow_says_how_it_ended() -> None:
+    until = s.Until(target=0.02, reached=True, widest=0.018, arm="agent-nft", needed=24, budget_s=900)
+    assert "within 2 %: reached" in compare_text(summary(until=until))
+    missed = compare_text(summary(until=until.model_copy(update={"reached": False, "widest": 0.031, "needed": 64})))
+    assert "not reached in 900 s, agent-nft is within 3.1 %; it takes about 64 blocks" in missed.replace("\n", " ")
 
 
 def test_every_field_is_described_and_the_readme_and_schema_are_made_of_the_descriptions() -> None:
