@@ -19,7 +19,6 @@ import os
 import select
 import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -271,8 +270,9 @@ def _processes() -> tuple[int, int]:
 # --- whether down means reclaimed ------------------------------------------------------------------
 
 
-def counted(_me: Any, argument: dict[str, Any]) -> dict[str, int]:
-    """Namespaces that the kernel counts before up, when up, and as `close` returns; `blind`: it does not wait.
+def counted(_me: Any, argument: dict[str, Any]) -> dict[str, Any]:
+    """How many namespaces the kernel counts before up and when up, and whether as `close` returns there are more than
+    `spare` above the first; `blind`: it does not wait.
 
     The caller has put this run into a user namespace, whose limit of network namespaces tells their exact number: one
     more can be made only if there are fewer than the limit. The kernel takes one off at the end of its clean-up.
@@ -285,19 +285,27 @@ def counted(_me: Any, argument: dict[str, Any]) -> dict[str, int]:
     topology = one_user(topology_of(argument["hosts"], 1))
     if argument["blind"]:
         reclaim.await_reclaimed = lambda *_: True  # type: ignore[assignment]
-    before = _namespaces()
+    before = _namespaces(0)
     with mininet_lab.up(topology, build(), None, actors(topology)):
-        up = _namespaces()
-    return {"before": before, "up": up, "after": _namespaces()}
+        up = _namespaces(before)
+    return {"before": before, "up": up, "after_more": _more_than(before + argument["spare"])}
 
 
-def _namespaces() -> int:
-    limit = Path("/proc/sys/user/max_net_namespaces")
-    low, high = 0, 4096
-    while low < high:  # the smallest limit under which one more can be made, less one
-        middle = (low + high) // 2
-        limit.write_text(str(middle + 1))
-        made = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode == 0
-        low, high = (low, middle) if made else (middle + 1, high)
-    limit.write_text("4096")
-    return low
+def _namespaces(at_least: int) -> int:
+    """Counted upwards: a try that the limit refuses makes nothing, and the one that it allows is the last."""
+    count = at_least
+    while _more_than(count):
+        count += 1
+    return count
+
+
+def _more_than(count: int) -> bool:
+    import ctypes
+
+    Path("/proc/sys/user/max_net_namespaces").write_text(str(count + 1))
+    libc = ctypes.CDLL(None)
+    if (pid := os.fork()) == 0:
+        os._exit(1 if libc.unshare(0x40000000) else 0)  # CLONE_NEWNET
+    refused = os.waitpid(pid, 0)[1] != 0
+    Path("/proc/sys/user/max_net_namespaces").write_text("4096")
+    return refused
