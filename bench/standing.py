@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from bench import registry
+from bench.contract import EnforcerError
 from bench.explain import Seen, explain
 from bench.instruments import nft_trace
 from bench.instruments.probe import attempt as to_attempt
@@ -156,7 +157,7 @@ def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply) -> int:
                 with contextlib.suppress(KeyboardInterrupt):
                     _answer(listener, lab)
                 lab.close()
-        except (mininet_lab.LabDownError, DeployError, StandingError, ServiceError, OSError) as err:
+        except (mininet_lab.LabDownError, DeployError, StandingError, EnforcerError, ServiceError, OSError) as err:
             with contextlib.suppress(OSError):  # whoever asked for the lab may be gone
                 tell({"error": f"labctl: {err}"})
             return 3
@@ -192,7 +193,7 @@ def _one(connection: socket.socket, lab: StandingLab) -> bool:
             return True
         try:
             reply({"ok": verbs[verb](request, reply)})
-        except (StandingError, DeployError, ServiceError) as err:
+        except (StandingError, EnforcerError, DeployError, ServiceError) as err:
             reply({"error": str(err)})
     return True
 

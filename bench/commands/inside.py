@@ -15,6 +15,7 @@ import typer
 from bench import control, registry
 from bench.commands.common import EXIT_DEFECT, EXIT_DONE, EXIT_MACHINE, EXIT_USAGE, epilog, fail, find_scenario
 from bench.commands.common import load_scenario as load
+from bench.contract import EnforcerError
 from bench.control import ControlError
 from lab import flow_text, runs
 from lab.flow_text import FORM
@@ -172,9 +173,13 @@ def _planned(text: str, name: str) -> dict[str, Any]:
         flow = flow_text.parse(text, scenario.topology)
     except flow_text.FlowTextError as err:
         raise fail(str(err), EXIT_USAGE) from None
-    enforcers = {arm: registry.load(arm) for arm in dict.fromkeys(("none", *scenario.arms))}
-    natives = {arm: one.compile(scenario.policy, scenario.topology) for arm, one in enforcers.items()}
-    return {**asdict(explained(flow, scenario, enforcers, natives, {})), "flow": str(flow), "standing": None}
+    try:
+        enforcers = {arm: registry.load(arm) for arm in dict.fromkeys(("none", *scenario.arms))}
+        natives = {arm: one.compile(scenario.policy, scenario.topology) for arm, one in enforcers.items()}
+        found = explained(flow, scenario, enforcers, natives, {})
+    except (LookupError, EnforcerError) as err:
+        raise fail(f"labctl: {err}", EXIT_USAGE) from None
+    return {**asdict(found), "flow": str(flow), "standing": None}
 
 
 def _ask(lab: str | None, verb: str, **request: Any) -> dict[str, Any]:

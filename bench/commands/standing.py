@@ -17,7 +17,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.commands.common import EXIT_DONE, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, epilog, fail, known_arms
+from bench.commands.common import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    EXIT_USAGE,
+    epilog,
+    fail,
+    known_arms,
+    packages_here,
+)
 from bench.commands.common import load_scenario as load
 from lab import runs
 
@@ -35,8 +44,9 @@ def up(
     """Stand a lab up and leave it standing, to look around in: shell, exec, probe, explain, capture; then down."""
     from lab.hosts.build import BuildError, build
 
+    packages_here()
     loaded = load(scenario)
-    known_arms((arm,))
+    known_arms((arm, *loaded.arms))
     try:
         build()
     except BuildError as err:
