@@ -1,4 +1,4 @@
-/* The measuring loops: connect-request-response-close, and request-response on one connection. Closed loop.
+/* The measuring loops: connect-request-response-close, request-response, and HTTP requests on one connection. Closed loop.
  *
  * Each runs in a child of the service: same executable, user, cgroup and processor, but the service goes on serving.
  * The child writes the whole answer line into a pipe, which the service passes on.
@@ -82,14 +82,14 @@ static void run_crr(const union addr *to, uint64_t end, struct tally *t)
     }
 }
 
-static void run_rr(const union addr *to, uint64_t end, struct tally *t)
+static void run_rr(const union addr *to, uint64_t end, struct tally *t, bool (*once)(int fd))
 {
     int fd = -1;
     while (now_ns() < end) {
         if (fd < 0)
             fd = connect_waiting(to);
         uint64_t begin = now_ns();
-        bool good = fd >= 0 && exchange(fd);
+        bool good = fd >= 0 && once(fd);
         count(t, begin, good);
         if (!good && fd >= 0) {
             close(fd);
@@ -125,14 +125,18 @@ static void write_all(int fd, const char *bytes, size_t n)
     }
 }
 
-static void measure(int pipe_fd, const char *id, bool reconnect, const union addr *to, double seconds)
+static void measure(int pipe_fd, const char *id, char kind, const union addr *to, double seconds)
 {
     struct tally t = {.samples = need(SAMPLES * sizeof(uint32_t))};
     stop_waiting_at(seconds);
     struct timespec cpu0, cpu1;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu0);
     uint64_t begin = now_ns();
-    (reconnect ? run_crr : run_rr)(to, begin + (uint64_t)(seconds * 1e9), &t);
+    uint64_t end = begin + (uint64_t)(seconds * 1e9);
+    if (kind == 'c')
+        run_crr(to, end, &t);
+    else
+        run_rr(to, end, &t, kind == 'h' ? http_exchange : exchange);
     uint64_t elapsed = now_ns() - begin;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu1);
     setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
@@ -178,17 +182,17 @@ static void measurement_ready(struct watch *w, uint32_t events)
     loop_free(m);
 }
 
-static void in_child(int pipe_fd, const char *id, bool reconnect, const union addr *to, double seconds)
+static void in_child(int pipe_fd, const char *id, char kind, const union addr *to, double seconds)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
     dup2(pipe_fd, 3);
     close_range(4, ~0U, 0); /* the service's listeners are not ours to hold */
-    measure(3, id, reconnect, to, seconds);
+    measure(3, id, kind, to, seconds);
     _exit(0);
 }
 
-bool loop_measure(const char *id, bool reconnect, char **f, int n)
+bool loop_measure(const char *id, char kind, char **f, int n)
 {
     long family, port;
     union addr to;
@@ -204,7 +208,7 @@ bool loop_measure(const char *id, bool reconnect, char **f, int n)
     }
     pid_t pid = fork();
     if (pid == 0)
-        in_child(ends[1], id, reconnect, &to, seconds);
+        in_child(ends[1], id, kind, &to, seconds);
     close(ends[1]);
     struct measurement *m = need_zero(sizeof *m);
     m->w = (struct watch){measurement_ready, ends[0]};

@@ -202,8 +202,8 @@ static void obey(char *line)
         do_cpu(id);
     else if (!strcmp(verb, "sync"))
         do_sync(id);
-    else if (!strcmp(verb, "crr") || !strcmp(verb, "rr"))
-        understood = loop_measure(id, verb[0] == 'c', args, n);
+    else if (!strcmp(verb, "crr") || !strcmp(verb, "rr") || !strcmp(verb, "http"))
+        understood = loop_measure(id, verb[0], args, n);
     else if (!strcmp(verb, "calls") && (understood = n == 1 && calls_set(args[0])))
         say_answer("=\t%s\tok\n", id);
     else if (!strcmp(verb, "quit"))

@@ -10,7 +10,7 @@
  *     pin CPU                            stay on one processor; -1: all again
  *     cpu                                ok NS (user and system time of this process)
  *     sync                               ok, once everything that had arrived before it has been reported
- *     crr|rr FAM ADDR PORT SECONDS       ok N ERRORS ELAPSED_NS CPU_NS LAT,LAT,... (tenths of a microsecond, at
+ *     crr|rr|http FAM ADDR PORT SECONDS  ok N ERRORS ELAPSED_NS CPU_NS LAT,LAT,... (tenths of a microsecond, at
  *                                        most 200,000, in order); runs in a child, so that the service keeps serving
  *     quit
  * and, answered by an event instead:
@@ -82,6 +82,8 @@ void observe_icmp_start(void); /* watches them */
 /* probe.c, loops.c: the asking side. `fields` are a line's arguments; false: they are not understood. */
 bool probe_start(char **fields, int n);
 bool exploit_start(char **fields, int n);
-bool loop_measure(const char *id, bool reconnect, char **fields, int n);
+/* `kind`: the first letter of the verb. */
+bool loop_measure(const char *id, char kind, char **fields, int n);
+bool http_exchange(int fd); /* one GET on a connection that stays open, answered with 200 and all of its body */
 
 #endif

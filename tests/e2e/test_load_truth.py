@@ -1,0 +1,96 @@
+"""What is known beforehand comes out: a service that takes 0.2 ms, and a stall of two seconds under open-loop load."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.analysis.stats import percentile
+from tests.e2e.isolated import call, needs_root
+
+pytestmark = [needs_root, pytest.mark.e2e]
+HERE = "tests.e2e.test_load_truth"
+DELAY_US = 200.0
+STALL_S, RATE, SECONDS = 2.0, 500.0, 20.0
+
+
+def slow_service(me: Any, _argument: Any) -> dict[str, Any]:
+    """The same service with and without its delay, in turn; seen by locust and by the closed loop.
+
+    The loop shares a processor with the service: on two, the client's sleeps while the service works, and waking it
+    (some 40 us) would be taken for the delay.
+    """
+    from bench import honest
+    from bench.instruments.phases import Phases
+    from lab.hosts.control import Actor
+    from tests.e2e.load_lab import RAW, in_place_of_the_service, lab, place_raw
+
+    found: dict[str, list[Any]] = {"locust": [], "loop": [], "least": [], "own": []}
+    with lab(me) as (testbed, scenario), honest.clients(scenario, testbed) as clients:
+        place_raw(testbed)
+        loop = Actor("user", "shopper", "buyer")
+        address = testbed.topology.hosts["web"].v4
+        cpu = str(max(os.sched_getaffinity(0)))
+        testbed.services.request(loop, "pin", cpu)
+        for _ in range(7):
+            pair: dict[float, list[float]] = {}
+            for delay in (0.0, DELAY_US):
+                with in_place_of_the_service(testbed, "taskset", "-c", cpu, RAW, "serve", "80", str(delay)):
+                    w = clients.run_phases(200, Phases(ramp_s=0.1, sustain_s=1.0, down_s=0.0))
+                    rr = testbed.services.rr(loop, 4, address, 80, 0.1)
+                established = w.latencies_us[1::2]  # the second request of each visit
+                pair[delay] = [float(np.quantile(established, 0.25)), percentile(rr.latencies_us, 25) or 0.0]
+                if delay:
+                    found["least"].append(float(w.latencies_us.min()))
+                    found["own"].append(w.locust["user"])
+            found["locust"].append(pair[DELAY_US][0] - pair[0.0][0])
+            found["loop"].append(pair[DELAY_US][1] - pair[0.0][1])
+    return found
+
+
+def test_a_service_of_a_fifth_of_a_millisecond_reads_as_that() -> None:
+    found = call(HERE, "slow_service")
+    print(f"planted {DELAY_US} us; closed loop {np.round(found['loop'])}, open loop {np.round(found['locust'])}")
+    print(f"locust's own statistics: {found['own']}")
+    assert np.median(found["loop"]) == pytest.approx(DELAY_US, abs=20)
+    assert np.median(found["locust"]) == pytest.approx(DELAY_US, abs=120)  # it also wakes its Python, some 70 us
+    assert min(found["least"]) >= DELAY_US
+
+
+def stalled(me: Any, _argument: Any) -> dict[str, Any]:
+    from bench import honest
+    from bench.instruments.phases import Phases
+    from tests.e2e.load_lab import SCENARIOS, lab
+
+    find = ('for p in /proc/[0-9]*; do [ "$(readlink $p/exe)" = /opt/shop/frontend ] && echo ${p#/proc/}; done; true')
+    with lab(me, SCENARIOS / "replay.py") as (testbed, scenario), honest.clients(scenario, testbed) as clients:
+        pids = testbed.run("web", ["sh", "-c", find]).stdout.decode().split()
+        assert len(pids) == 1, pids
+
+        def stall() -> None:
+            testbed.run("web", ["kill", "-STOP", *pids])
+            time.sleep(STALL_S)
+            testbed.run("web", ["kill", "-CONT", *pids])
+
+        timer = threading.Timer(5.0, stall)
+        timer.start()
+        window = clients.run_phases(RATE, Phases(sustain_s=SECONDS))
+        timer.join()
+    ours = {f"p{q}": percentile(window.from_intended_us, q) for q in (50, 90, 99, 99.9)}
+    return {"ours": ours, "locust": window.locust["user"], "visits": window.visits, "finished": window.finished,
+            "errors": dict(window.errors), "invalid": window.invalid}
+
+
+def test_a_stall_shows_from_the_intended_time() -> None:
+    """500 a second for 20 s, 2 s of silence: 1,000 of 10,000 are due in it, so p99 is the wait of the 100th longest."""
+    found = call(HERE, "stalled")
+    print(f"ours, us: {found['ours']}\nlocust's own, ms: {found['locust']}\n{found}")
+    assert found["visits"] == found["finished"] == RATE * SECONDS and not found["errors"]
+    assert 1.6e6 <= found["ours"]["p99"] <= 2.1e6
+    # What locust itself says of the very same requests: those that waited for a free user never waited at all.
+    assert found["locust"]["p99_ms"] < 0.5 * found["ours"]["p99"] / 1e3
