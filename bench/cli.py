@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands import complete, inside, machine, results, scenarios, standing
+from bench.commands import complete, inside, machine, measure, results, scenarios, selftest, standing
 from bench.commands.common import (
     EXIT_DEFECT,
     EXIT_DONE,
@@ -20,6 +20,7 @@ from bench.commands.common import (
     known_arms,
     load_scenario,
     packages_here,
+    share,
 )
 
 _ALL_CODES = (EXIT_DONE, EXIT_DEFECT, EXIT_USAGE, EXIT_MACHINE, EXIT_INVALID, EXIT_INTERRUPTED)
@@ -30,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, epilog=epilog("labctl run three-tier", c
 
 
 @app.command(epilog=epilog("labctl run three-tier", "labctl run three-tier --arms agent-nft --quick --json | jq .arms",
+                           "labctl run three-tier --until 2% --budget 1200",
                            codes=_ALL_CODES))
 def run(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one in scenarios/.",
@@ -39,8 +41,12 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter blocks; marked as quick.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
     results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
-    blocks: Annotated[int | None, typer.Option(min=0, max=1000, help="Cost blocks: 8, quick 3; 0: none.")] = None,
+    blocks: Annotated[int | None, typer.Option(min=0, max=1000, help="Cost blocks: 28, quick 3; 0: none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own seed.")] = None,
+    until: Annotated[float | None, typer.Option(
+        parser=share, metavar="SHARE", help="Measure blocks until every interval of connection p50 is within this, "
+                                            "such as 2%, or the budget is spent.")] = None,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds that a run with --until may take.")] = 900.0,
 ) -> None:
     """Stand the network up, put each arm in front of the same traffic and attacker, compare."""
     from bench.experiment import Options
@@ -51,14 +57,15 @@ def run(
     chosen = tuple(dict.fromkeys(["none", *(a.strip() for a in arms.split(",") if a.strip())])) if arms else None
     known_arms(chosen or loaded.arms)
     packages_here()
-    options = Options(arms=chosen, quick=quick, as_json=as_json, results=results.resolve(), blocks=blocks, seed=seed)
+    options = Options(arms=chosen, quick=quick, as_json=as_json, results=results.resolve(), blocks=blocks, seed=seed,
+                      until=until, budget_s=budget)
     try:
         raise typer.Exit(run_scenario(loaded, options))
     except IsolationError as err:
         raise fail(str(err), EXIT_MACHINE) from None
 
 
-for part in (standing.app, inside.app, scenarios.app, results.app, machine.app):
+for part in (standing.app, inside.app, scenarios.app, results.app, measure.app, machine.app, selftest.app):
     app.registered_commands += part.registered_commands
 app.add_typer(scenarios.importers, name="import")
 

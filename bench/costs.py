@@ -71,6 +71,10 @@ class Costs:
         """log(arm / none), one a block in order, NaN where either is missing."""
         return self._ratios(name, figure, self.adjusted if self.adjusts(name, figure) else self.raw)
 
+    def shares(self, name: str, figure: FigureName) -> tuple[float | None, ...]:
+        """arm / none, one a block in order, None where either is missing."""
+        return tuple(None if math.isnan(log) else math.exp(log) for log in self.ratios(name, figure))
+
     def adjusts(self, name: str, figure: FigureName) -> bool:
         """Whether this arm's figure is told relative to the machine's speed."""
         return name not in self.moved and self._curves.get(figure) is not None

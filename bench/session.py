@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench import assemble, environment, honest, registry
@@ -23,7 +24,7 @@ from bench.instruments.traffic import TrafficError
 from bench.report import terminal
 from bench.report.console import console
 from bench.report.progress import Progress, Step, steps
-from bench.report.summary import to_json
+from bench.report.summary import Summary, to_json
 from bench.selection import select
 from bench.store import ResultStore
 from lab.backends import mininet_lab
@@ -36,8 +37,33 @@ from lab.model import Scenario
 from lab.users import one_user
 
 
-def run_scenario(scenario: Scenario, options: Options) -> int:
-    """Run and report. Exit status as documented: 0, 1 (defect), 2 (an arm's code fails), 3 (machine), 4, 130."""
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that came to its end, saved in `directory`."""
+
+    collected: Collected
+    summary: Summary
+    directory: Path
+
+
+Finish = Callable[[Finished], int]  # what to do with it; returns the exit status
+
+
+def show(finished: Finished) -> int:
+    """Print the comparison, or the summary alone."""
+    if finished.collected.options.as_json:
+        print(to_json(finished.summary), end="")
+    else:
+        terminal.show(finished.summary, console())
+        print(f"\nsaved in {shown(finished.directory)}")
+    return assemble.exit_status(finished.summary)
+
+
+def run_scenario(scenario: Scenario, options: Options, finish: Finish = show) -> int:
+    """Run and report. Exit status as documented: 0, 1 (defect), 2 (an arm's code fails), 3 (machine), 4, 130.
+
+    `finish` is called inside the run's namespaces, when the lab is gone and the results are saved.
+    """
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
     try:
@@ -45,18 +71,18 @@ def run_scenario(scenario: Scenario, options: Options) -> int:
     except BuildError as err:
         print(err, file=sys.stderr)
         return 3
-    return run_isolated(lambda me: _measured(scenario, options, labhost, me), "run", scenario.name)
+    return run_isolated(lambda me: _measured(scenario, options, labhost, me, finish), "run", scenario.name)
 
 
-def _measured(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity) -> int:
+def _measured(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity, finish: Finish) -> int:
     try:
-        return _inside(scenario, options, labhost, me)
+        return _inside(scenario, options, labhost, me, finish)
     except EnforcerError as err:
         print(f"labctl: {err}", file=sys.stderr)
         return 2
 
 
-def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity) -> int:
+def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity, finish: Finish) -> int:
     if not me.several_users:
         scenario = replace(scenario, topology=one_user(scenario.topology))
     names = options.arms or tuple(dict.fromkeys(("none", *scenario.arms)))
@@ -66,8 +92,7 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
         collected.environment = {"run": me.run_id, "several_users": me.several_users,
                                  "cgroup2": me.cgroup is not None, **environment.facts()}
         store.document("environment.json", collected.environment)
-        store.document("scenario.yaml", Path(scenario.path).read_text())
-        store.document("scenario.json", asdict(scenario))
+        _store_scenario(scenario, store)
         try:
             _on_testbed(collected, labhost, me, store, say)
         except KeyboardInterrupt:
@@ -80,12 +105,20 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
             return 3
         summary = assemble.summary(collected)
         store.document("summary.json", to_json(summary))
-    if options.as_json:
-        print(to_json(summary), end="")
-    else:
-        terminal.show(summary, console())
-        print(f"\nsaved in {_shown(store.directory)}")
-    return assemble.exit_status(summary)
+    return finish(Finished(collected, summary, store.directory))
+
+
+def _store_scenario(scenario: Scenario, store: ResultStore) -> None:
+    """The scenario as written, with the locustfile where it looks for it, and as loaded."""
+    path = Path(scenario.path)
+    store.document("scenario.yaml", path.read_text())
+    store.document("scenario.json", asdict(scenario))
+    if scenario.traffic:
+        locustfile = Path(scenario.traffic.locustfile)
+        with contextlib.suppress(ValueError):  # one outside of the scenario's directory is not the result's to place
+            beside = locustfile.resolve().relative_to(path.parent.resolve())
+            (store.directory / beside).parent.mkdir(parents=True, exist_ok=True)
+            store.document(str(beside), locustfile.read_text())
 
 
 def _on_testbed(collected: Collected, labhost: Path, me: RunIdentity, store: ResultStore, say: Say) -> None:
@@ -108,7 +141,7 @@ def _plan(collected: Collected) -> tuple[Step, ...]:
                  window_s=options.design.window_s * options.design.crr)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)

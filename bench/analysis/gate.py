@@ -46,6 +46,8 @@ class Baseline(BaseModel):
     environment: dict[str, Any] = Field(description="the machine; told, never compared")
     ratios: dict[str, dict[str, tuple[float | None, ...]]] = Field(
         description="arm / none by arm and figure, one a block in order; null where either was not measured")
+    verdicts: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="leaks, breaks, gaps, defects and inconclusive flows by arm")
 
 
 @dataclass(frozen=True, slots=True)

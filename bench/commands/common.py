@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import typer
 
@@ -22,10 +24,11 @@ CODES = {
 }
 
 
-def epilog(*examples: str, codes: tuple[int, ...] = (EXIT_DONE, EXIT_USAGE)) -> str:
-    """The end of a command's help: its examples, and the exit codes it can give."""
+def epilog(*examples: str, codes: tuple[int, ...] = (EXIT_DONE, EXIT_USAGE),
+           meaning: Mapping[int, str] = MappingProxyType({})) -> str:
+    """The end of a command's help: its examples, and the exit codes it can give. `meaning`: where it is its own."""
     shown = "   ".join(f"[bold]{example}[/]" for example in examples)
-    meanings = "; ".join(f"{code} {CODES[code]}" for code in codes)
+    meanings = "; ".join(f"{code} {meaning.get(code, CODES[code])}" for code in codes)
     return f"Example{'s' * (len(examples) > 1)}: {shown}   Exit codes: {meanings}."
 
 
@@ -63,6 +66,18 @@ def load_scenario(name: str) -> Scenario:
         return load(find_scenario(name), arms=registry.names())
     except ScenarioError as err:
         raise fail("\n".join(str(problem) for problem in err.problems), EXIT_USAGE) from None
+
+
+def share(text: str) -> float:
+    """`2%`, `2 %` or `0.02` as 0.02; for an option. Raises typer.BadParameter."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no share; write one such as 2%") from None
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"{text} is not between 0 and 100 %; write one such as 2%")
+    return value
 
 
 def known_arms(names: tuple[str, ...]) -> tuple[str, ...]:
