@@ -81,7 +81,6 @@ def udp_send(address: str, port: str, rate: str, seconds: str, size: str) -> Non
     sent = refused = 0
     worst = 0.0
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect((address, int(port)))
         begin = time.monotonic()
         for number in range(n):
             due = begin + number * interval
@@ -89,9 +88,10 @@ def udp_send(address: str, port: str, rate: str, seconds: str, size: str) -> Non
                 time.sleep(early if early > 0.0002 else 0)
             worst = max(worst, -early)
             try:
-                sock.send(_STAMP.pack(_MAGIC, number, time.time_ns()) + filler)
+                # Not connected: an ICMP error about one datagram would keep the next from being sent.
+                sock.sendto(_STAMP.pack(_MAGIC, number, time.time_ns()) + filler, (address, int(port)))
                 sent += 1
-            except OSError:  # its own filter refused it, or an ICMP error about an earlier one
+            except OSError:  # its own host refused it
                 refused += 1
         took = time.monotonic() - begin
     say(sent=sent, refused=refused, tried=n, seconds=took, late_us=worst * 1e6)
