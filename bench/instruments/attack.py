@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,14 +91,7 @@ class _Attacker:
         flows = [flow for _channel, flow in plan]
         got = self.services.probe([self._attempt(flow) for flow in flows], SCAN_TIMEOUT_S)
         self._keep(flows, got)
-        steps, done = [], set()
-        for (channel, flow), seen in zip(plan, got, strict=True):
-            if seen.outcome == "OPEN" and (channel, flow.target) not in done:
-                step = self._exploit(flow, channel)
-                if step:
-                    steps.append(step)
-                    done.add((channel, flow.target))
-        return steps
+        return self._exploit([one for one, seen in zip(plan, got, strict=True) if seen.outcome == "OPEN"])
 
     def _actor(self, host: str, process: str, channel: str) -> Actor:
         if channel == "binary":
@@ -114,14 +108,27 @@ class _Attacker:
         actor = Actor(flow.source, flow.process, flow.user)
         return Attempt(actor, "tcp", 4, self.topology.hosts[flow.target].v4, flow.port)
 
-    def _exploit(self, flow: Flow, channel: str) -> Step | None:
-        actor = Actor(flow.source, flow.process, flow.user)
-        address = self.topology.hosts[flow.target].v4
-        got = self.services.exploit(actor, 4, address, flow.port, self.rng.getrandbits(63), SCAN_TIMEOUT_S)
-        self._keep([flow], [got.attempted])
-        if not got.owned:
-            return None
-        return Step(flow.source, got.host, got.process, flow.port, channel, time.monotonic() - self.begin)
+    def _exploit(self, opened: Sequence[tuple[str, Flow]]) -> list[Step]:
+        """The exploit on one port after another of each host and channel until it is taken; hosts beside each other.
+
+        The steps are in the order of `opened`, so that what follows does not hang on which answer came first.
+        """
+        ports: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for index, (channel, flow) in enumerate(opened):
+            ports[channel, flow.target].append(index)
+        found: dict[int, Step] = {}
+        while ports:
+            tried = [indexes.pop(0) for indexes in ports.values()]
+            flows = [opened[index][1] for index in tried]
+            nonces = [self.rng.getrandbits(63) for _ in flows]
+            got = self.services.exploit_all([self._attempt(flow) for flow in flows], nonces, SCAN_TIMEOUT_S)
+            self._keep(flows, [one.attempted for one in got])
+            after_s = time.monotonic() - self.begin
+            found |= {index: Step(opened[index][1].source, one.host, one.process, opened[index][1].port,
+                                  opened[index][0], after_s)
+                      for index, one in zip(tried, got, strict=True) if one.owned}
+            ports = {key: left for (key, left), one in zip(ports.items(), got, strict=True) if left and not one.owned}
+        return [found[index] for index in sorted(found)]
 
     def _keep(self, flows: Sequence[Flow], got: Sequence[Attempted]) -> None:
         for flow, seen in zip(flows, got, strict=True):

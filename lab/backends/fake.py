@@ -140,10 +140,12 @@ class FakeServices:
     def probe(self, attempts: Sequence[Attempt], timeout_s: float = 1.0, window: int = 0) -> list[Attempted]:
         return [self._try(attempt) for attempt in attempts]
 
-    def exploit(self, actor: Actor, family: Family, address: str, port: int, nonce: int,
-                timeout_s: float = 1.0) -> Exploited:
-        got = self._try(Attempt(actor, "tcp", family, address, port))
-        flow = self._flow(Attempt(actor, "tcp", family, address, port))
+    def exploit_all(self, attempts: Sequence[Attempt], nonces: Sequence[int],
+                    timeout_s: float = 1.0) -> list[Exploited]:
+        return [self._exploit(attempt) for attempt, _nonce in zip(attempts, nonces, strict=True)]
+
+    def _exploit(self, attempt: Attempt) -> Exploited:
+        got, flow = self._try(attempt), self._flow(attempt)
         process = self._testbed.topology.processes.get(flow.target_process)
         if got.outcome == Outcome.OPEN and process and process.vulnerable:
             return Exploited(got, flow.target, process.name, process.user)

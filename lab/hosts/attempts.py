@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,12 +143,12 @@ class Campaign:
                          (connect - start) / 1e3 if connect else None, (int(result[7]) - start) / 1e3,
                          int(result[4]), int(result[8]))
 
-    def exploited(self) -> Exploited:
-        """The outcome of a campaign that is one exploit."""
-        result = self.results[0]
+    def exploited(self, index: int) -> Exploited:
+        """The outcome of one exploit."""
+        result = self.results[index]
         if result is None or isinstance(result, int):
-            return Exploited(self.attempted(0), "", "", "")
-        return Exploited(self.attempted(0), result[9], result[10], result[11])
+            return Exploited(self.attempted(index), "", "", "")
+        return Exploited(self.attempted(index), result[9], result[10], result[11])
 
     def doubtful(self, index: int) -> bool:
         """Whether its arrival may be on its way to us although the attempt has ended."""
@@ -166,9 +166,10 @@ def probe_command(timeout_s: float) -> Command:
     return lambda token, a: f"0\tprobe\t{token}\t{a.proto}\t{a.family}\t{a.address}\t{a.port}\t{limit}\n"
 
 
-def exploit_command(timeout_s: float, nonce: int) -> Command:
-    limit = _milliseconds(timeout_s)
-    return lambda token, a: f"0\texploit\t{token}\t{a.family}\t{a.address}\t{a.port}\t{limit}\t{nonce}\n"
+def exploit_command(timeout_s: float, nonces: Iterable[int]) -> Command:
+    """Each exploit takes the next of `nonces`."""
+    limit, fresh = _milliseconds(timeout_s), iter(nonces)
+    return lambda token, a: f"0\texploit\t{token}\t{a.family}\t{a.address}\t{a.port}\t{limit}\t{next(fresh)}\n"
 
 
 def _milliseconds(timeout_s: float) -> int:

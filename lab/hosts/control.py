@@ -188,8 +188,12 @@ class Fleet:
     def exploit(self, actor: Actor, family: Family, address: str, port: int, nonce: int,
                 timeout_s: float) -> Exploited:
         """Send the exploit with `nonce` (64 bits); only a vulnerable service answers it."""
-        attempt = Attempt(actor, "tcp", family, address, port)
-        return self._carry_out([attempt], exploit_command(timeout_s, nonce), timeout_s, 1).exploited()
+        return self.exploit_all([Attempt(actor, "tcp", family, address, port)], [nonce], timeout_s)[0]
+
+    def exploit_all(self, attempts: Sequence[Attempt], nonces: Sequence[int], timeout_s: float) -> list[Exploited]:
+        """`exploit` of each attempt with its nonce, beside each other; in the same order."""
+        campaign = self._carry_out(attempts, exploit_command(timeout_s, nonces), timeout_s, WINDOW)
+        return [campaign.exploited(index) for index in range(len(attempts))]
 
     def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:
         """Connect, request 64 bytes, read them back, close by reset; one after the other for `seconds`."""
