@@ -5,7 +5,7 @@ executable and imports no other part of labctl but the two files beside it. Of l
 and the raw `events.request`, and leaves its pacing (a closed loop), statistics (whole milliseconds; handed back for
 comparison) and CPU alarm (after 20 s).
 
-A *visit* is one run of a user's task. Visits start by a kernel timer, when the phases (RFC 9411, 4.3.4) have them due,
+A *visit* is one run of a user's task. Visits start by a kernel timer, when the phases (RFC 9411) have them due,
 each in a free user; if none is free the visit waits and its time counts from when it was due, so a stalled server
 cannot hide its stall. Only visits due in the sustain phase make figures.
 

@@ -1,4 +1,4 @@
-"""The phases of a load window (RFC 9411, 4.3.4), and when each began. Only sustain makes figures."""
+"""The phases of a load window (RFC 9411), and when each began. Only sustain makes figures."""
 
 from __future__ import annotations
 
