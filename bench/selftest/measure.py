@@ -11,15 +11,19 @@ from typing import Any
 
 from bench import assemble
 from bench.experiment import BASELINE, Collected, Options, Say, execute
-from bench.report.summary import Arm, Summary
+from bench.instruments.datapath import Design
+from bench.report.summary import Arm, FigureName, Summary
 from bench.selection import Selection, select
 from bench.store import ResultStore
-from lab.backends.base import Testbed
+from lab.backends.base import Enforcement, Testbed
 from lab.hosts.attempts import Actor
 from lab.model import Enforcer, Flow, Scenario
 from lab.policy_sets import Oracle
 
 Make = Callable[[str], Enforcer]
+# New connections are what the plants are about; a few requests keep the other figures.
+LOOPS = Design(crr=10, rr=2, warmup=1, window_s=0.04)
+BULK = Design(crr=2, rr=2, warmup=0, window_s=0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,9 @@ class Measured:
     def arm(self, name: str) -> Arm:
         return self.summary.arms[name]
 
-    def blocks(self, name: str, figure: str) -> list[float | None]:
+    def blocks(self, name: str, figure: FigureName) -> list[float | None]:
         """One value a block, as the summary's own intervals are made of."""
-        return list(assemble._blocks(self.collected, name, figure))
+        return assemble.costs_of(self.collected).adjusted(name, figure)
 
     def planted(self, name: str) -> dict[str, Any]:
         """What the liar says it really planted until its telemetry was collected."""
@@ -56,9 +60,9 @@ class Lab:
         self.intended: Mapping[Flow, bool] = {f: v.allow for f, v in
                                               zip(self.selection.flows, verdicts, strict=True)}
 
-    def measure(self, *arms: str, blocks: int = 0, shuffled: bool = True) -> Measured:
-        """`none` and these arms: matrix, telemetry, and so many cost blocks."""
-        options = Options(blocks=blocks, quick=True, shuffled=shuffled)
+    def measure(self, *arms: str, blocks: int = 0, shuffled: bool = True, bulk: bool = False) -> Measured:
+        """`none` and these arms: matrix, telemetry, and so many cost blocks, with `bulk` or without."""
+        options = Options(blocks=blocks, quick=True, shuffled=shuffled, extras=bulk, design=BULK if bulk else LOOPS)
         enforcers = {name: self.make(name) for name in (BASELINE, *arms)}
         collected = Collected(self.scenario, options, self.selection, enforcers)
         self._count += 1
@@ -90,11 +94,18 @@ class Lab:
     @contextlib.contextmanager
     def under(self, name: str) -> Iterator[None]:
         """An enforcer that is no arm is in place meanwhile, under every arm: the weather."""
-        enforcer, topology = self.make(name), self.scenario.topology
-        native = enforcer.compile(self.scenario.policy, topology)
-        place = self.testbed.enforcement(name, lambda flow: enforcer.covers(flow, topology))
-        place.install(native, enforcer.render(native, topology))
+        place = self.place(name)
+        place.up()
         try:
             yield
         finally:
             place.down()
+
+    def place(self, name: str) -> Enforcement:
+        """An enforcer that is no arm, deployed and taken away again: `up` and `down` replay it."""
+        enforcer, topology = self.make(name), self.scenario.topology
+        native = enforcer.compile(self.scenario.policy, topology)
+        place = self.testbed.enforcement(name, lambda flow: enforcer.covers(flow, topology))
+        place.install(native, enforcer.render(native, topology))
+        place.down()
+        return place

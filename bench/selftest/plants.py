@@ -36,6 +36,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "forgets": {"lose_telemetry": UNTOLD, "seed": 7},
     "waits not": {"enforces": False, "delay": {**_WAIT, "wait_ns": 0}},
     "waits": {"enforces": False, "delay": {**_WAIT, "wait_ns": WAIT_US * 1000}},
+    "answers at once": {"enforces": False, "delay": {**_WAIT, "what": "request", "wait_ns": 0}},
+    "answers late": {"enforces": False, "delay": {**_WAIT, "what": "request", "wait_ns": WAIT_US * 1000}},
     "caps": {"enforces": False, "cap": {"address": SERVER_V4, "rate": f"{CAP_BPS / 1e6:.0f}mbit"}},
     "drifts": {"enforces": False, "delay": {**_WAIT, "wait_ns": DRIFT_FROM_US * 1000,
                                             "ramp_ns": DRIFT_US_PER_S * 1000}},
@@ -165,7 +167,7 @@ def delay(lab: Lab) -> Came:
 
 
 def rate_cap(lab: Lab) -> Came:
-    got = lab.measure("caps", blocks=CAP_BLOCKS)
+    got = lab.measure("caps", blocks=CAP_BLOCKS, bulk=True)
     planted, uncapped = CAP_BPS * PAYLOAD, got.arm("none").cost["bulk_bps"].value
     found = against(got.blocks("caps", "bulk_bps"), planted)
     if found.value is None or found.low is None or found.high is None or uncapped is None:
@@ -174,7 +176,7 @@ def rate_cap(lab: Lab) -> Came:
         outcome = "NOISY"  # the machine itself is hardly faster: the cap would show nothing
     else:
         outcome = "PASS" if found.holds(1.0, CAP_TOLERANCE) and 0.9 < found.value < 1.1 else "FAIL"
-    value = "nothing" if found.value is None else f"{found.value * planted / 1e9:.2f} Gb/s, {_ratio(found)} of it"
+    value = "nothing" if found.value is None else f"{found.value * planted / 1e9:.2f} Gb/s, {_ratio(found)} of that"
     return Came(f"{planted / 1e9:.2f} Gb/s of payload at most ({CAP_BPS / 1e9:g} on the wire)", value, outcome, found)
 
 

@@ -6,13 +6,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import registry
 from bench.experiment import BASELINE, Say
 from bench.instruments.datapath import InstrumentError
-from bench.selftest.intervals import Interval, Outcome
+from bench.selftest.findings import Finding, exit_status
 from bench.selftest.measure import Lab
 from bench.selftest.plants import ARMS, PLANTS, Plant
 from lab import features
@@ -27,26 +26,6 @@ from lab.model import Enforcer, Feature
 from lab.scenario import load
 
 SCENARIO = Path(__file__).parent / "lab.yaml"
-STATUS: dict[Outcome, int] = {"FAIL": 1, "NOISY": 4, "PASS": 0, "UNSUPPORTED": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One plant, tried: what was planted, what came out (`interval`: where it is a figure), and how long it took."""
-
-    name: str
-    detector: str
-    planted: str
-    found: str
-    outcome: Outcome
-    interval: Interval | None
-    seconds: float
-
-
-def exit_status(findings: Iterable[Finding]) -> int:
-    """1 where a plant did not come out, else 4 where one cannot be told, else 0; unsupported ones are shown."""
-    found = {STATUS[f.outcome] for f in findings}
-    return 1 if 1 in found else max(found, default=0)
 
 
 def chosen(names: Iterable[str]) -> tuple[Plant, ...]:
@@ -107,7 +86,3 @@ def run(me: RunIdentity, plants: tuple[Plant, ...], delay: tuple[bytes, str | No
         print(f"labctl: {err}", file=sys.stderr)
         return 3
     return exit_status(findings)
-
-
-def to_document(findings: Iterable[Finding]) -> list[dict[str, object]]:
-    return [asdict(finding) for finding in findings]
