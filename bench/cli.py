@@ -38,7 +38,7 @@ def run(
                                             autocompletion=complete.scenarios)],
     arms: Annotated[str, typer.Option(help="Only these arms, by comma; the baseline 'none' is always run.",
                                       autocompletion=complete.arms)] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter blocks; marked as quick.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer blocks; marked as quick.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
     results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
     blocks: Annotated[int | None, typer.Option(min=0, max=1000, help="Cost blocks: 28, quick 3; 0: none.")] = None,
