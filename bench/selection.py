@@ -30,7 +30,7 @@ class Selection:
 def select(scenario: Scenario, limit: int = MATRIX_LIMIT) -> Selection:
     """Every intended-allow flow while they fit, and of the denied ones as many of each class as fit.
 
-    A stratum is (intended verdict, protocol, family, same host or not, declared or undeclared source).
+    A stratum is (intended verdict, protocol, family, same host or not).
     """
     oracle = Oracle(scenario.policy, scenario.topology)
     arrays = oracle.encode_all(scenario)

@@ -89,7 +89,7 @@ class Pace:
     timeout, and grows by half where of a whole window none took half of that. Silence says nothing: it may be a policy.
     """
 
-    FIRST, LEAST = 2048, 256
+    FIRST, LEAST = 512, 256
 
     def __init__(self, limit: int, timeout_s: float) -> None:
         self._limit = max(1, limit)
