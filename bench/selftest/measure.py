@@ -60,16 +60,29 @@ class Lab:
         self.intended: Mapping[Flow, bool] = {f: v.allow for f, v in
                                               zip(self.selection.flows, verdicts, strict=True)}
 
-    def measure(self, *arms: str, blocks: int = 0, shuffled: bool = True, bulk: bool = False) -> Measured:
+    def measure(self, *arms: str, blocks: int = 0, shuffled: bool = True, bulk: bool = False,
+                before_block: Callable[[], object] | None = None) -> Measured:
         """`none` and these arms: matrix, telemetry, and so many cost blocks, with `bulk` or without."""
         options = Options(blocks=blocks, quick=True, shuffled=shuffled, extras=bulk, design=BULK if bulk else LOOPS)
         enforcers = {name: self.make(name) for name in (BASELINE, *arms)}
         collected = Collected(self.scenario, options, self.selection, enforcers)
         self._count += 1
         with ResultStore(self._store / f"{self._count}-{'-'.join(arms) or BASELINE}") as store:
-            execute(collected, self.testbed, None, store, self.say)
+            execute(collected, self.testbed, None, store, self._each_block(before_block))
             found = assemble.summary(collected)
         return Measured(collected, found)
+
+    def _each_block(self, act: Callable[[], object] | None) -> Say:
+        """Progress as it is told, and `act` when it tells of a block that it had not yet."""
+        begun: set[str] = set()
+
+        def say(text: str) -> None:
+            self.say(text)
+            block = text.partition(":")[0]
+            if act and block.startswith("block ") and block not in begun:
+                begun.add(block)
+                act()
+        return say
 
     def crossing(self, wanted: Callable[[Flow], bool]) -> list[Flow]:
         """The flows between segments (the router's) that are `wanted`."""
@@ -92,12 +105,12 @@ class Lab:
                 self.testbed.services.request(actor, "listen", proto, port)
 
     @contextlib.contextmanager
-    def under(self, name: str) -> Iterator[None]:
+    def under(self, name: str) -> Iterator[Enforcement]:
         """An enforcer that is no arm is in place meanwhile, under every arm: the weather."""
         place = self.place(name)
         place.up()
         try:
-            yield
+            yield place
         finally:
             place.down()
 
