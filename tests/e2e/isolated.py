@@ -25,6 +25,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @cache
 def isolation() -> str:
     """Why this user cannot have private namespaces here, or nothing."""
+    if os.getpid() == 1:  # inside of a run, which proves it
+        return ""
     done = subprocess.run([sys.executable, "-c", "from lab.isolation import run_isolated as r; r(lambda me: 0)"],
                           cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stderr.strip().rpartition("\n")[2]
