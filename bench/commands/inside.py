@@ -39,7 +39,8 @@ app = typer.Typer()
 Lab = Annotated[str | None, typer.Option("--lab", help="The id of the lab, if several stand.", autocompletion=lab_ids)]
 Host = Annotated[str, typer.Argument(help="A host of the lab, or its router.", autocompletion=hosts_of_labs)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-FlowWords = Annotated[list[str], typer.Argument(help=f"The flow: {FORM}; or as labctl prints it, in quotes.")]
+_FORM = FORM.replace("[", "\\[")  # help is rich markup
+FlowWords = Annotated[list[str], typer.Argument(help=f"The flow: {_FORM}; or as labctl prints it, in quotes.")]
 
 
 def _status(lab: str | None) -> tuple[runs.Entry, dict[str, Any]]:
