@@ -18,13 +18,17 @@ from lab.model import Flow, Service
 
 # of lab.yaml
 ASKED, DATAGRAMS, LEAKED, SILENT, BROKEN, RULE = 7000, range(7100, 7150), 7200, 7300, 7400, "administer"
-SERVER_V4, SPARE = "10.91.2.2", ("spare", "second")
+SERVER_V4, SPARE, ENDS = "10.91.2.2", ("spare", "second"), ("client", "server")
 
 WAIT_US, LOST, UNTOLD, CAP_BPS = 200, 0.10, 0.05, 2e9
 # Of the bits on the wire, payload of TCP with timestamps in full Ethernet frames as the kernel's queue counts them.
 PAYLOAD = 1448 / 1514
 CAP_TOLERANCE = 0.03  # the bucket's first fill, and what the queue's clock leaves out
 DRIFT_FROM_US, DRIFT_US_PER_S = 1000, 300
+WIDE = 1.2  # high / low of an interval that cannot show the drift
+VAGUE = 2.0  # high / low of one that would hold anything
+# After a wait the processor's caches are cold: the rest of an exchange takes 3 to 7 µs more after 200 (measured).
+AFTERMATH = 0.05
 DELAY_BLOCKS, CAP_BLOCKS, ORDER_BLOCKS = 12, 4, 12
 
 _WAIT = {"address": SERVER_V4, "port": ASKED, "what": "syn"}
@@ -35,8 +39,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "drops a rule": {"drop_rule": RULE},
     "loses datagrams": {"lose_datagrams": (f"{DATAGRAMS.start}-{DATAGRAMS.stop - 1}", LOST)},
     "forgets": {"lose_telemetry": UNTOLD, "seed": 7},
-    "waits not": {"enforces": False, "delay": {**_WAIT, "wait_ns": 0}},
-    "waits": {"enforces": False, "delay": {**_WAIT, "wait_ns": WAIT_US * 1000}},
     "answers at once": {"enforces": False, "delay": {**_WAIT, "what": "request", "wait_ns": 0}},
     "answers late": {"enforces": False, "delay": {**_WAIT, "what": "request", "wait_ns": WAIT_US * 1000}},
     "caps": {"enforces": False, "cap": {"address": SERVER_V4, "rate": f"{CAP_BPS / 1e6:.0f}mbit"}},
@@ -157,14 +159,15 @@ def lost_telemetry(lab: Lab) -> Came:
 
 
 def delay(lab: Lab) -> Came:
-    got = lab.measure("waits not", "waits", blocks=DELAY_BLOCKS)
-    planted = (got.planted("waits").get("wait_p50_ns", WAIT_US * 1e3)
-               - got.planted("waits not").get("wait_p50_ns", 0.0)) / 1e3
-    found = difference(got.blocks("waits", "crr_p50_us"), got.blocks("waits not", "crr_p50_us"), STRICT)
-    shown = difference(got.blocks("waits", "crr_p50_us"), got.blocks("waits not", "crr_p50_us"))
-    outcome = judged(found, planted, 0.0, tolerance=0.02)
-    return Came(f"{planted:.1f} µs more for every SYN, as the kernel timed it",
-                f"connection p50 {_us(shown)} longer", outcome, shown)
+    lab.alone(*ENDS)
+    got = lab.measure("answers at once", "answers late", blocks=DELAY_BLOCKS)
+    planted = (got.planted("answers late").get("wait_p50_ns", WAIT_US * 1e3)
+               - got.planted("answers at once").get("wait_p50_ns", 0.0)) / 1e3
+    late, prompt = (got.blocks(name, "rr_p50_us") for name in ("answers late", "answers at once"))
+    found, shown = difference(late, prompt, STRICT), difference(late, prompt)
+    outcome = judged(found, planted, 0.0, tolerance=AFTERMATH)
+    return Came(f"{planted:.1f} µs more for every request, as the kernel timed it",
+                f"request p50 {_us(shown)} longer", outcome, shown)
 
 
 def rate_cap(lab: Lab) -> Came:
@@ -186,6 +189,7 @@ def rate_cap(lab: Lab) -> Came:
 
 def biased_order(lab: Lab) -> Came:
     """`none` against itself on a machine that tires in every block: in one order, and then in shuffled ones."""
+    lab.alone(*ENDS)
     shown: dict[bool, Interval] = {}
     differs: dict[bool, bool] = {}
     for shuffled in (False, True):
@@ -196,13 +200,14 @@ def biased_order(lab: Lab) -> Came:
         differs[shuffled] = "crr_p50_us" in got.summary.aa.differs
     fixed, mixed = shown[False], shown[True]
     found = f"none against itself: in one order {_ratio(fixed)}, in shuffled orders {_ratio(mixed)}"
-    bias = differs[False] and (fixed.low or 0.0) > 1.0
-    if mixed.low is None or fixed.low is None:
+    if mixed.low is None or fixed.low is None or fixed.high is None:
         outcome: Outcome = "NOISY"
-    elif not bias:
-        outcome = "NOISY" if fixed.holds(1.0) and mixed.holds(1.0) and _wide(mixed) else "FAIL"
+    elif not differs[False]:  # an interval that is wide, or misses 1 by less than a family of figures allows
+        outcome = "NOISY" if fixed.high / fixed.low > WIDE else "FAIL"
+    elif mixed.high is None or mixed.high / mixed.low > VAGUE:
+        outcome = "NOISY"
     else:
-        outcome = "FAIL" if differs[True] or not mixed.holds(1.0) else "PASS"
+        outcome = "PASS" if mixed.holds(1.0) and not differs[True] and (fixed.low > 1.0) else "FAIL"
     return Came(f"every exchange {DRIFT_US_PER_S} µs slower each second of a block: an effect in one order only",
                 found, outcome, mixed)
 
@@ -210,10 +215,6 @@ def biased_order(lab: Lab) -> Came:
 def _afresh(weather: Enforcement) -> None:
     weather.down()
     weather.up()
-
-
-def _wide(found: Interval) -> bool:
-    return found.low is not None and found.high is not None and found.high / found.low > 1.5
 
 
 PLANTS = (

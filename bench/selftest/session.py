@@ -83,6 +83,8 @@ def run(me: RunIdentity, plants: tuple[Plant, ...], delay: tuple[bytes, str | No
                 findings.append(finding)
                 told(finding)
     except (mininet_lab.LabDownError, DeployError, InstrumentError, ServiceError, OSError) as err:
+        if isinstance(err.__context__, KeyboardInterrupt):  # hosts were gone when the plant was taken away
+            return 130
         print(f"labctl: {err}", file=sys.stderr)
         return 3
     return exit_status(findings)

@@ -23,9 +23,9 @@ from tests.mirror import Mirror
 LIES = {
     "leaks a port": Lies(leak_port=plants.LEAKED), "leaks in silence": Lies(one_way=plants.SILENT),
     "drops a rule": Lies(drop_rule=plants.RULE), "forgets": Lies(lose_telemetry=plants.UNTOLD),
-    "waits": Lies(slow_us=float(plants.WAIT_US)),
+    "answers late": Lies(slow_us=float(plants.WAIT_US)),
 }
-BARE = ("waits", "waits not", "caps")
+BARE = ("answers late", "answers at once", "caps")
 CRR_US = 4.2  # what the drift adds with every window: as if each took some 14 ms
 
 

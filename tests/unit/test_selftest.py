@@ -96,8 +96,8 @@ def whole_milliseconds(patch: pytest.MonkeyPatch) -> None:
 
 def no_pairing(patch: pytest.MonkeyPatch) -> None:
     """Both arms are told as one figure: the difference is lost."""
-    measure = costs.Costs.adjusted
-    patch.setattr(costs.Costs, "adjusted", lambda self, _name, figure: measure(self, "waits", figure))
+    measure = costs.Costs.raw
+    patch.setattr(costs.Costs, "raw", lambda self, _name, figure: measure(self, "answers late", figure))
 
 
 def no_shuffle(patch: pytest.MonkeyPatch) -> None:
