@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,25 @@ def test_open_sockets_finds_this_process_and_notices_reused_descriptors() -> Non
         with socket.socket() as sock:
             assert finder.holder(os.fstat(sock.fileno()).st_ino, os.getuid()) == me
     assert finder.holder(1, os.getuid()) is None
+
+
+def test_a_socket_that_was_found_is_found_again_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder, me = OpenSockets(), str(os.getpid())
+    searches: list[int] = []
+    search = OpenSockets._search
+
+    def counted(self: OpenSockets, pids: list[str], inode: int, now: float, full: bool) -> tuple[str, str] | None:
+        searches.append(inode)
+        return search(self, pids, inode, now, full)
+
+    monkeypatch.setattr(OpenSockets, "_search", counted)
+    with ExitStack() as stack:
+        inodes = [os.fstat(stack.enter_context(socket.socket()).fileno()).st_ino for _ in range(100)]
+        for _ in range(3):
+            assert {finder.holder(inode, os.getuid()) for inode in inodes} == {me}
+        assert len(searches) == 100
+        stack.close()
+        assert {finder.holder(inode, os.getuid()) for inode in inodes} == {None}, "what is closed is not guessed"
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

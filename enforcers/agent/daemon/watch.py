@@ -59,6 +59,7 @@ class Watch:
         self._pending: list[_Flow] = []  # to be asked about, the newest last
         self._done: list[tuple[int, _Flow]] = []
         self._denied: list[dict[str, Any]] = []
+        self._senders: dict[Tuple, Owner] = {}  # of what a monitor let pass just now, for the connection's own event
         self._lost: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
         self._events = 0
@@ -109,6 +110,7 @@ class Watch:
                     elif kind == conntrack.MSG_DELETE:
                         self._destroyed(entry, now, offset)
         self._ask(_ASK_AT_ONCE)
+        self._senders.clear()
         return bool(self._pending) or len(seen) == _BATCH or len(refused) == _BATCH
 
     def _begun(self, entry: Entry, now: float, offset: float, owner: Owner) -> _Flow:
@@ -160,6 +162,8 @@ class Watch:
             found = Tuple(found.proto, found.target, found.sport if icmp else found.dport, found.source,
                           0 if icmp else found.sport)
         source, target = self._attributed(found)
+        if source.path and verdict != "deny":  # it passes: connection tracking is about to tell of it as well
+            self._senders[found] = source
         uid = denied.uid if where == "out" else None  # of a reply it is the target's
         if len(self._denied) < _MAX_RECORDS:
             record = self._identity(found, now) | {"t": "deny", "verdict": verdict, "where": where}
@@ -171,7 +175,9 @@ class Watch:
         if self._owners is None:
             return _NOBODY, _NOBODY
         # The sender first: its socket may not live long, a listener's does.
-        source = self._owners.source(flow) if self._is_local(flow.source) else _NOBODY
+        source = self._senders.pop(flow, None)
+        if source is None:
+            source = self._owners.source(flow) if self._is_local(flow.source) else _NOBODY
         return source, self._owners.target(flow) if self._is_local(flow.target) else _NOBODY
 
     def _is_local(self, address: bytes) -> bool:
