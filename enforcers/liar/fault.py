@@ -36,7 +36,7 @@ def start(directory: Path, fault: dict[str, Any]) -> None:
     if cap := fault.get("cap"):
         # A bucket of less than 64 KiB would cut the large packets of virtual links into wire-sized ones.
         _run(["tc", "qdisc", "replace", "dev", device(cap["address"]), "root", "tbf", "rate", cap["rate"],
-              "burst", "256k", "latency", "20ms"])
+              "burst", "256k", "latency", "100ms"])
     if wait := fault.get("delay"):
         dev = device(wait["address"])
         _run(["tc", "qdisc", "replace", "dev", dev, "clsact"])
