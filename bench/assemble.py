@@ -15,7 +15,7 @@ from bench.analysis.visibility import visibility
 from bench.arms import Arm, ArmRecord
 from bench.blocks import AA
 from bench.costs import Costs
-from bench.experiment import BASELINE, Collected
+from bench.experiment import BASELINE, DEFAULT_BLOCKS, LEAST_BLOCKS, RUN_S, Collected
 from bench.report import summary as report
 from bench.report.summary import FIGURES, FigureName, Summary
 from lab.model import Flow, Observation, Outcome
@@ -194,6 +194,9 @@ def _notes(collected: Collected, costs: Costs) -> list[str]:
         notes.append("CPU and memory were not measured: no cgroup v2 that this user may write to")
     if collected.measured:
         notes.append(f"costs were taken along {collected.measured}")
+    if collected.options.fits and not collected.interrupted and LEAST_BLOCKS <= len(costs.numbers) < DEFAULT_BLOCKS:
+        notes.append(f"{len(costs.numbers)} of {DEFAULT_BLOCKS} blocks fit into {RUN_S / 60:.0f} minutes; for more: "
+                     "--blocks or --until")
     if collected.selection.sampled:
         notes.append(f"the matrix is a seeded, stratified sample: {len(collected.selection.flows)} of "
                      f"{collected.selection.total} flows")

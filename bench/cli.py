@@ -49,7 +49,7 @@ def run(
     budget: Annotated[float, typer.Option(min=1, help="Seconds that a run with --until may take.")] = 900.0,
 ) -> None:
     """Stand the network up, put each arm in front of the same traffic and attacker, compare."""
-    from bench.experiment import Options
+    from bench.experiment import Options, quickly
     from bench.session import run_scenario
     from lab.isolation import IsolationError
 
@@ -57,10 +57,10 @@ def run(
     chosen = tuple(dict.fromkeys(["none", *(a.strip() for a in arms.split(",") if a.strip())])) if arms else None
     known_arms(chosen or loaded.arms)
     packages_here()
-    options = Options(arms=chosen, quick=quick, as_json=as_json, results=results.resolve(), blocks=blocks, seed=seed,
+    options = Options(arms=chosen, as_json=as_json, results=results.resolve(), blocks=blocks, seed=seed,
                       until=until, budget_s=budget)
     try:
-        raise typer.Exit(run_scenario(loaded, options))
+        raise typer.Exit(run_scenario(loaded, quickly(options) if quick else options))
     except IsolationError as err:
         raise fail(str(err), EXIT_MACHINE) from None
 

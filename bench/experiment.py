@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import arms, blocks, costs
@@ -24,7 +24,9 @@ from lab.policy_sets import Oracle
 BASELINE = "none"
 DEFAULT_BLOCKS, QUICK_BLOCKS = 28, 3
 MOST_BLOCKS = 1000  # of a run that goes on until its intervals are narrow
-EXTRAS_EVERY, QUICK_EXTRAS_EVERY = 2, 1  # bulk and application windows: in every so manieth block
+EXTRAS_EVERY = 3  # bulk and application windows: in every so manieth block
+LEAST_BLOCKS, RUN_S = 16, 540.0  # with many arms a run has fewer blocks, so that it ends within ten minutes
+QUICK_DESIGN = Design(crr=8, rr=8)
 UNTIL_BUDGET_S = 900.0
 TRAFFIC_S, QUICK_TRAFFIC_S = 4.0, 2.0
 REPLAY_LIMIT = 20_000
@@ -36,7 +38,8 @@ class Options:
     """How a run was asked for. `blocks` None means the default.
 
     `until`: half-width of the intervals (0.02 is 2 %) at which to stop; no block begins after `budget_s` seconds.
-    `extras`: whether bulk and application windows are taken at all.
+    `extras_every`: bulk and application windows are taken in every so manieth block, 0: never. `paced`: whether visits
+    of the baseline take as long as others.
     """
 
     arms: tuple[str, ...] | None = None
@@ -48,7 +51,8 @@ class Options:
     shuffled: bool = True  # only the self-test has the arms in one order, to show what that does
     until: float | None = None
     budget_s: float = UNTIL_BUDGET_S
-    extras: bool = True
+    extras_every: int = EXTRAS_EVERY
+    paced: bool = True
     design: Design = field(default_factory=Design)
 
     @property
@@ -59,8 +63,14 @@ class Options:
         return MOST_BLOCKS if self.until else QUICK_BLOCKS if self.quick else DEFAULT_BLOCKS
 
     @property
-    def extras_every(self) -> int:
-        return (QUICK_EXTRAS_EVERY if self.quick else EXTRAS_EVERY) if self.extras else 0
+    def fits(self) -> bool:
+        """Whether the number of blocks was left to us, so that the run may end before them all."""
+        return self.blocks is None and self.until is None and not self.quick
+
+
+def quickly(options: Options) -> Options:
+    """The same run within a minute or so: marked, and too short for much."""
+    return replace(options, quick=True, design=QUICK_DESIGN, extras_every=QUICK_BLOCKS, paced=False)
 
 
 @dataclass(slots=True)
@@ -130,19 +140,21 @@ def _take_costs(collected: Collected, testbed: Testbed, traffic: Traffic | None,
         return
     plan = blocks.CostPlan(collected.measured, options.design, options.extras_every,
                            scenario.traffic.rate if scenario.traffic else 0.0, options.block_count, scenario.seed,
-                           options.shuffled)
+                           options.shuffled, options.paced)
     checks = {name: _check(record, scenario.seed) for name, record in collected.records.items()}
     blocks.run_blocks(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.cells,
                       lambda count: _enough(collected, count))
 
 
 def _enough(collected: Collected, count: int) -> bool:
-    """Whether a run with `until` stops after `count` blocks; what its last look found is kept."""
-    options = collected.options
+    """Whether the run stops after `count` blocks: by its time, or with `until` by a look, the last of which is kept."""
+    options, elapsed = collected.options, time.monotonic() - collected.begun
+    if options.fits:
+        return count >= LEAST_BLOCKS and elapsed >= RUN_S
     names = tuple(name for name in collected.arms if name != BASELINE)
     if options.until is None or not names:
         return False
-    spent = time.monotonic() - collected.begun >= options.budget_s or count == options.block_count
+    spent = elapsed >= options.budget_s or count == options.block_count
     if spent or sequential.due(count):
         collected.look = sequential.look(costs.look_columns(collected.cells, tuple(collected.arms)), options.until)
     return spent or (collected.look is not None and collected.look.enough)

@@ -13,7 +13,7 @@ from scipy.special import ndtri, stdtrit
 
 from bench import registry, session, store
 from bench.analysis.bootstrap import freedom
-from bench.experiment import Options
+from bench.experiment import Options, quickly
 from bench.report import compare
 from bench.report.saved import Saved, SavedError
 from bench.report.saved import read as read_saved
@@ -86,8 +86,10 @@ def scenario_of(saved: Saved) -> Scenario:
 def replay(saved: Saved, scenario: Scenario, results: Path, *, quick: bool, as_json: bool) -> int:
     """Run it, print what agrees, return the exit status."""
     was = saved.summary
-    options = Options(arms=tuple(was.arms), quick=quick or was.quick, as_json=as_json, results=results, seed=was.seed,
+    options = Options(arms=tuple(was.arms), as_json=as_json, results=results, seed=was.seed,
                       blocks=None if quick and not was.quick else was.blocks)
+    if quick or was.quick:
+        options = quickly(options)
 
     def finish(finished: Finished) -> int:
         again = read_saved(finished.directory)

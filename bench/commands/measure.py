@@ -60,7 +60,7 @@ def gate(
         if len(names) < 2:
             raise fail("labctl: there is nothing to gate: name an arm beside none with --arms", EXIT_USAGE)
         packages_here()
-        options = Options(arms=names, as_json=as_json, results=results.resolve(), blocks=blocks, extras=False,
+        options = Options(arms=names, as_json=as_json, results=results.resolve(), blocks=blocks, extras_every=0,
                           seed=stored.seed if stored else None)
         if stored is None:
             raise typer.Exit(gating.store_baseline(loaded, options, baseline.resolve()))

@@ -37,7 +37,8 @@ class Series:
     """Parallel, one entry a window in order, those of the warm-up included; latencies in microseconds.
 
     `rate` per second; `cpu_us` per exchange, all hosts and daemons; `before_us`, `after_us` the yardstick's readings.
-    None where a window has no exchange, or its CPU is not known.
+    None where a window has no exchange, where one failed or was not over 20 ms after the window (`errors`), or where
+    its CPU is not known.
     """
 
     warmup: int  # of these, so many at the start do not count
@@ -47,15 +48,21 @@ class Series:
     cpu_us: tuple[float | None, ...]
     before_us: tuple[float, ...]
     after_us: tuple[float, ...]
+    errors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Visited:
-    """What one visit of an arm measured: loops by name ("crr", "rr"), bulk bits per second, exchanges that failed."""
+    """What one visit of an arm measured: loops by name ("crr", "rr") and bulk bits per second."""
 
     series: Mapping[str, Series]
     bulk_bps: float | None
-    errors: int
+
+    @property
+    def failed(self) -> float:
+        """The share of windows in which an exchange failed. A stall now and then costs its window, not the visit."""
+        windows = [errors for one in self.series.values() for errors in one.errors]
+        return sum(errors > 0 for errors in windows) / len(windows)
 
 
 def measure(testbed: Testbed, flow: Flow, design: Design, yardstick: Callable[[], float]) -> Visited:
@@ -69,13 +76,12 @@ def measure(testbed: Testbed, flow: Flow, design: Design, yardstick: Callable[[]
     server = _server(testbed, flow)
     address = testbed.topology.hosts[flow.target].address(flow.family)
     _pin(testbed, (client, server), str(last_cpu()))
-    series, errors = {}, 0
+    series = {}
     for name, count in (("crr", design.crr), ("rr", design.rr)):
         loop: Loop = partial(getattr(testbed.services, name), client, flow.family, address, flow.port, design.window_s)
-        series[name], failed = _series(testbed, loop, design.warmup, count, yardstick)
-        errors += failed
+        series[name] = _series(testbed, loop, design.warmup, count, yardstick)
     _pin(testbed, (client, server), "-1")
-    return Visited(series, _bulk(testbed, flow, server, address) if design.bulk else None, errors)
+    return Visited(series, _bulk(testbed, flow, server, address) if design.bulk else None)
 
 
 def last_cpu() -> int:
@@ -83,22 +89,24 @@ def last_cpu() -> int:
     return max(os.sched_getaffinity(0))
 
 
-def _series(testbed: Testbed, loop: Loop, warmup: int, count: int, yardstick: Callable[[], float]
-            ) -> tuple[Series, int]:
+def _series(testbed: Testbed, loop: Loop, warmup: int, count: int, yardstick: Callable[[], float]) -> Series:
     readings = [yardstick()]
     windows: list[tuple[float | None, float | None, float | None, float | None]] = []
-    errors = 0
+    errors = []
     for _ in range(warmup + count):
         before = _cpu_s(testbed)
         got = loop()
         spent = _cpu_s(testbed) - before
         readings.append(yardstick())
-        errors += got.errors
-        windows.append((percentile(got.latencies_us, 50), percentile(got.latencies_us, 99),
-                        got.n / got.elapsed_s if got.n else None,
-                        spent * 1e6 / got.n if got.n and spent > 0 else None))
+        errors.append(got.errors)
+        windows.append(_window(got, spent) if got.n and not got.errors else (None, None, None, None))
     p50, p99, rate, cpu = zip(*windows, strict=True)
-    return Series(warmup, p50, p99, rate, cpu, tuple(readings[:-1]), tuple(readings[1:])), errors
+    return Series(warmup, p50, p99, rate, cpu, tuple(readings[:-1]), tuple(readings[1:]), tuple(errors))
+
+
+def _window(got: LoopResult, cpu_s: float) -> tuple[float | None, float | None, float | None, float | None]:
+    return (percentile(got.latencies_us, 50), percentile(got.latencies_us, 99), got.n / got.elapsed_s,
+            cpu_s * 1e6 / got.n if cpu_s > 0 else None)
 
 
 def _server(testbed: Testbed, flow: Flow) -> Actor:

@@ -63,7 +63,8 @@ class Lab:
     def measure(self, *arms: str, blocks: int = 0, shuffled: bool = True, bulk: bool = False,
                 before_block: Callable[[], object] | None = None) -> Measured:
         """`none` and these arms: matrix, telemetry, and so many cost blocks, with `bulk` or without."""
-        options = Options(blocks=blocks, quick=True, shuffled=shuffled, extras=bulk, design=BULK if bulk else LOOPS)
+        options = Options(blocks=blocks, quick=True, shuffled=shuffled, extras_every=int(bulk),
+                          design=BULK if bulk else LOOPS)
         enforcers = {name: self.make(name) for name in (BASELINE, *arms)}
         collected = Collected(self.scenario, options, self.selection, enforcers)
         self._count += 1

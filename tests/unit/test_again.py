@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from bench import assemble, gating, replaying
+from bench import assemble, experiment, gating, replaying
 from bench.analysis import gate
 from bench.analysis.gate import Baseline, GateError
+from bench.blocks import Cell
 from bench.experiment import Collected, Options, execute
 from bench.instruments.datapath import Design
+from bench.instruments.yardstick import Yardstick
 from bench.report.saved import SavedError
 from bench.report.saved import read as read_saved
 from bench.report.summary import Attack, Figure, Recall, to_json
@@ -25,6 +27,8 @@ from lab.backends.fake import Lies, up
 from lab.model import Scenario
 from lab.scenario import load
 from tests.mirror import Mirror
+from tests.unit.test_costs import ARMS
+from tests.unit.test_costs import run as cells_of
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 MARGIN = 0.10
@@ -38,9 +42,11 @@ def scenario() -> Scenario:
 def ran(tmp_path: Path, lies: Lies | None = None, blocks: int = 12, quick: bool = False) -> Finished:
     """A run on the fake network, saved as a session saves it."""
     one = scenario()
-    options = Options(blocks=blocks, extras=False, design=SMALL, quick=quick)
+    options = Options(blocks=blocks, extras_every=0, design=SMALL, quick=quick)
     collected = Collected(one, options, select(one), {"none": NoEnforcer(), "mirror": Mirror()})
-    with up(one.topology, {"mirror": lies or Lies()}) as testbed, ResultStore.create(tmp_path, one.name) as store:
+    with (up(one.topology, {"mirror": lies or Lies()}) as testbed, ResultStore.create(tmp_path, one.name) as store,
+          pytest.MonkeyPatch.context() as patched):
+        patched.setattr(Yardstick, "read", lambda _self: 50.0)  # the fake network goes at one speed
         execute(collected, testbed, None, store, lambda _text: None)
         summary = assemble.summary(collected)
         store.document("summary.json", to_json(summary))
@@ -109,7 +115,7 @@ def test_an_arm_that_cannot_run_any_more_is_a_doubt(honest: Finished, stored: Ba
 
 
 def test_a_baseline_of_another_scenario_or_design_is_refused_before_the_run(stored: Baseline) -> None:
-    options = Options(blocks=12, extras=False, design=SMALL)
+    options = Options(blocks=12, extras_every=0, design=SMALL)
     other = replace(scenario(), policy=replace(scenario().policy, rules=scenario().policy.rules[1:]))
     with pytest.raises(GateError, match="another scenario"):
         gating.gate_scenario(other, options, stored, "gate.json", MARGIN)
@@ -216,3 +222,35 @@ def test_a_result_without_its_scenario_cannot_be_replayed(tmp_path: Path, honest
 def test_what_programs_get_is_json(honest: Finished, stored: Baseline) -> None:
     assert json.loads(json.dumps(gating.judge(stored, honest, MARGIN).as_data()))["exit_code"] == 0
     assert json.loads(json.dumps(agreement(honest, honest).as_data()))["exit_code"] == 0
+
+
+# --- how long a run goes on -------------------------------------------------------------------
+
+
+def stopping(options: Options, elapsed_s: float, monkeypatch: pytest.MonkeyPatch, cells: list[Cell]) -> Collected:
+    one = scenario()
+    collected = Collected(one, options, select(one), {}, begun=0.0)
+    collected.arms = dict.fromkeys(ARMS)  # type: ignore[arg-type]
+    collected.cells = cells
+    monkeypatch.setattr(experiment.time, "monotonic", lambda: elapsed_s)
+    return collected
+
+
+def test_a_run_whose_blocks_were_not_chosen_ends_in_time_but_not_before_sixteen(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    late = stopping(Options(), 700.0, monkeypatch, [])
+    assert not experiment._enough(late, 15) and experiment._enough(late, 16)
+    assert not experiment._enough(stopping(Options(), 100.0, monkeypatch, []), 27)
+    assert not experiment._enough(stopping(Options(blocks=40), 700.0, monkeypatch, []), 39)
+    assert not experiment._enough(stopping(experiment.quickly(Options()), 700.0, monkeypatch, []), 2)
+
+
+def test_until_looks_where_the_rule_does_and_stops_when_narrow_or_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Options(until=0.05)
+    found = stopping(narrow, 10.0, monkeypatch, cells_of(16))
+    assert not experiment._enough(found, 15) and found.look is None
+    assert experiment._enough(found, 16) and found.look is not None and found.look.enough
+    wanting = stopping(Options(until=0.0001), 10.0, monkeypatch, cells_of(16))
+    assert not experiment._enough(wanting, 16) and wanting.look is not None and wanting.look.needed > 16
+    spent = stopping(Options(until=0.0001, budget_s=5.0), 10.0, monkeypatch, cells_of(7))
+    assert experiment._enough(spent, 7) and spent.look is not None and not spent.look.enough

@@ -12,8 +12,10 @@ from numpy.random import Generator
 
 from bench.blocks import AA, Cell
 from bench.costs import Costs, look_columns
-from bench.instruments.datapath import Series
+from bench.instruments import datapath
+from bench.instruments.datapath import Series, Visited
 from bench.report.summary import FIGURES
+from lab.backends.base import Usage
 
 ARMS = ("none", "honest", "slow")
 SLOW = 1.2
@@ -137,3 +139,21 @@ def test_what_until_looks_at_is_what_the_report_shows() -> None:
     columns = look_columns(cells, ARMS)
     assert set(columns) == {"honest", "slow"}
     assert np.array_equal(columns["slow"], Costs(cells, ARMS).ratios("slow", "crr_p50_us"), equal_nan=True)
+
+
+def test_a_window_with_a_stall_is_lost_and_a_visit_of_such_windows_is_not_believed() -> None:
+    visited = Visited({"crr": Series(0, (1.0,), (1.0,), (1.0,), (1.0,), (1.0,), (1.0,), (0, 0, 0, 1))}, None)
+    assert visited.failed == 0.25
+
+    class Loop:
+        n, errors, elapsed_s, latencies_us = 10, 1, 0.05, np.ones(10)
+
+    series = datapath._series(Still(), Loop, 0, 2, lambda: 50.0)  # type: ignore[arg-type]
+    assert series.p50_us == series.rate == (None, None) and series.errors == (1, 1)
+
+
+class Still:
+    """A testbed on which nothing uses a processor."""
+
+    def usage(self, memory: bool) -> Usage:
+        return Usage({}, {}, {}, "none")

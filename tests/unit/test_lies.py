@@ -9,6 +9,7 @@ import pytest
 
 from bench import assemble
 from bench.experiment import Collected, Options, execute
+from bench.instruments.yardstick import Yardstick
 from bench.report.summary import Summary
 from bench.selection import select
 from bench.store import ResultStore
@@ -18,6 +19,12 @@ from lab.scenario import load
 from tests.mirror import Mirror
 
 THREE_TIER = Path(__file__).parents[2] / "scenarios" / "three-tier.yaml"
+
+
+@pytest.fixture(autouse=True)
+def one_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake network goes at one speed, whatever this machine does."""
+    monkeypatch.setattr(Yardstick, "read", lambda _self: 50.0)
 
 
 def summed(tmp_path: Path, lies: dict[str, Lies], blocks: int = 8) -> Summary:

@@ -1,0 +1,104 @@
+"""`gate` and `replay` on real packets, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import gating
+from bench.analysis.gate import Baseline, read
+from bench.experiment import Options
+from bench.instruments.datapath import Design
+from bench.session import Finished, run_scenario
+from lab.model import Scenario
+from lab.scenario import load
+from tests.e2e.isolated import ROOT, needs_root
+
+pytestmark = [needs_root, pytest.mark.e2e]
+SMALL = """\
+version: 1
+name: small
+topology:
+  segments: {a: {v4: 10.9.0.0/24, v6: "fd09:0::/64"}, b: {v4: 10.9.1.0/24, v6: "fd09:1::/64"}}
+  hosts: {client: {segment: a, runs: [asker]}, server: {segment: b, runs: [service]}}
+processes: {asker: {exe: /opt/asker}, service: {exe: /opt/service, listens: [7000/tcp, 7001/tcp]}}
+policy:
+  default: deny
+  rules: [{name: ask, allow: {from: {process: asker}, to: {process: service}, service: 7000/tcp}}]
+arms: [none, chokepoint]
+"""
+
+
+def labctl(*words: str, here: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bench.cli", *words, "--results", str(here / "results"), "--json"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("again")
+    (directory / "small.yaml").write_text(SMALL)
+    return directory
+
+
+def against(scenario: Scenario, options: Options, baselines: dict[str, Baseline]) -> dict[str, Any]:
+    """One run, judged against each of these baselines."""
+    told = Path(options.results) / "told.json"
+
+    def finish(finished: Finished) -> int:
+        told.write_text(json.dumps({name: gating.judge(one, finished, 0.9).as_data()
+                                    for name, one in baselines.items()}))
+        return 0
+
+    assert run_scenario(scenario, options, finish) == 0
+    return dict(json.loads(told.read_text()))
+
+
+def test_a_gate_passes_against_itself_and_names_an_arm_that_became_slower(here: Path) -> None:
+    """The slower arm: a baseline says that it took a tenth of what it takes, and let one flow less through."""
+    scenario = load(here / "small.yaml")
+    options = Options(arms=("none", "chokepoint"), blocks=14, extras_every=0, results=here / "gates",
+                      design=Design(crr=4, rr=4, warmup=1), as_json=True)
+    place = here / "gate.json"
+    assert gating.store_baseline(scenario, options, place) == 0
+    stored = read(place.read_bytes(), str(place))
+    were = stored.verdicts["chokepoint"]
+    ratios = {figure: tuple(one and one / 10 for one in blocks) if figure == "crr_p50_us" else blocks
+              for figure, blocks in stored.ratios["chokepoint"].items()}
+    faster = stored.model_copy(update={"ratios": {"chokepoint": ratios}, "verdicts": {
+        "chokepoint": were | {"leaks": were["leaks"] - 1}}})
+    told = against(scenario, options, {"itself": stored, "faster": faster})
+
+    itself = told["itself"]
+    # 4: a machine that is busy enough may not do; the gate says so, and claims no regression
+    assert itself["exit_code"] == 0 or (itself["exit_code"] == 4 and itself["outcome"] == "noisy"), itself
+    assert itself["worse"] == [] and {one["figure"] for one in itself["comparisons"]} == {"crr_p50_us", "rr_p50_us"}
+    assert told["faster"]["exit_code"] == 1 and told["faster"]["outcome"] == "regression"
+    assert told["faster"]["worse"] == [f"chokepoint: leaks: {were['leaks'] - 1} before, {were['leaks']} now"]
+    (crr,) = (one for one in told["faster"]["comparisons"] if one["figure"] == "crr_p50_us")
+    assert crr["worse"] > 4 and crr["p"] < 0.01
+
+
+def test_a_baseline_that_is_not_there_or_not_one_is_a_usage_error(here: Path) -> None:
+    (here / "odd.json").write_text("{}")
+    for name, why in (("absent.json", "--update"), ("odd.json", "store a new baseline")):
+        done = labctl("gate", str(here / "small.yaml"), "--baseline", str(here / name), here=here)
+        assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_replay_of_a_quick_run_agrees(here: Path) -> None:
+    done = labctl("run", str(here / "small.yaml"), "--quick", here=here)
+    assert done.returncode == 0, done.stderr
+    (saved,) = [p.parent for p in (here / "results" / "small").glob("*/summary.json")
+                if json.loads(p.read_text())["quick"]]
+    replayed = labctl("replay", str(saved), "--quick", here=here)
+    told = json.loads(replayed.stdout)
+    assert replayed.returncode == 0, told
+    assert told["environment"] == []
+    assert {(one["arm"], one["what"]) for one in told["findings"]} >= {
+        ("chokepoint", what) for what in ("verdicts", "flows", "telemetry", "cost")}
