@@ -6,12 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench import gating
-from bench.analysis.gate import Baseline, read
+from bench.analysis.gate import read
 from bench.experiment import Options
 from bench.instruments.datapath import Design
 from bench.session import Finished, run_scenario
@@ -46,41 +45,54 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def against(scenario: Scenario, options: Options, baselines: dict[str, Baseline]) -> dict[str, Any]:
-    """One run, judged against each of these baselines."""
-    told = Path(options.results) / "told.json"
-
-    def finish(finished: Finished) -> int:
-        told.write_text(json.dumps({name: gating.judge(one, finished, 0.9).as_data()
-                                    for name, one in baselines.items()}))
-        return 0
-
-    assert run_scenario(scenario, options, finish) == 0
-    return dict(json.loads(told.read_text()))
+def small(here: Path) -> tuple[Scenario, Options]:
+    return load(here / "small.yaml"), Options(arms=("none", "chokepoint"), blocks=14, extras_every=0, as_json=True,
+                                              results=here / "gates", design=Design(crr=10, rr=4, warmup=1))
 
 
-def test_a_gate_passes_against_itself_and_names_an_arm_that_became_slower(here: Path) -> None:
-    """The slower arm: a baseline says that it took a tenth of what it takes, and let one flow less through."""
-    scenario = load(here / "small.yaml")
-    options = Options(arms=("none", "chokepoint"), blocks=14, extras_every=0, results=here / "gates",
-                      design=Design(crr=4, rr=4, warmup=1), as_json=True)
-    place = here / "gate.json"
-    assert gating.store_baseline(scenario, options, place) == 0
-    stored = read(place.read_bytes(), str(place))
+def apart(function: str, here: Path) -> None:
+    """Call a function of this module in a process of its own: one process is isolated once."""
+    code = f"import sys, pathlib; from tests.e2e import test_again as t; t.{function}(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(here)], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def keep(here: Path) -> None:
+    """Store a baseline, and another that says that the arm took a tenth of it, and let one flow less through."""
+    assert gating.store_baseline(*small(here), here / "itself.json") == 0
+    stored = read((here / "itself.json").read_bytes(), "itself.json")
     were = stored.verdicts["chokepoint"]
     ratios = {figure: tuple(one and one / 10 for one in blocks) if figure == "crr_p50_us" else blocks
               for figure, blocks in stored.ratios["chokepoint"].items()}
     faster = stored.model_copy(update={"ratios": {"chokepoint": ratios}, "verdicts": {
         "chokepoint": were | {"leaks": were["leaks"] - 1}}})
-    told = against(scenario, options, {"itself": stored, "faster": faster})
+    (here / "faster.json").write_text(faster.model_dump_json())
 
-    itself = told["itself"]
+
+def judge(here: Path) -> None:
+    """One run, judged against both."""
+    def finish(finished: Finished) -> int:
+        told = {name: gating.judge(read((here / f"{name}.json").read_bytes(), name), finished, 0.9).as_data()
+                for name in ("itself", "faster")}
+        (here / "told.json").write_text(json.dumps(told))
+        return 0
+
+    assert run_scenario(*small(here), finish) == 0
+
+
+def test_a_gate_passes_against_itself_and_names_an_arm_that_became_slower(here: Path) -> None:
+    apart("keep", here)
+    apart("judge", here)
+    told = json.loads((here / "told.json").read_text())
+    itself, faster = told["itself"], told["faster"]
     # 4: a machine that is busy enough may not do; the gate says so, and claims no regression
     assert itself["exit_code"] == 0 or (itself["exit_code"] == 4 and itself["outcome"] == "noisy"), itself
     assert itself["worse"] == [] and {one["figure"] for one in itself["comparisons"]} == {"crr_p50_us", "rr_p50_us"}
-    assert told["faster"]["exit_code"] == 1 and told["faster"]["outcome"] == "regression"
-    assert told["faster"]["worse"] == [f"chokepoint: leaks: {were['leaks'] - 1} before, {were['leaks']} now"]
-    (crr,) = (one for one in told["faster"]["comparisons"] if one["figure"] == "crr_p50_us")
+    assert faster["exit_code"] == 1 and faster["outcome"] == "regression", faster
+    were = read((here / "itself.json").read_bytes(), "itself.json").verdicts["chokepoint"]["leaks"]
+    assert faster["worse"] == [f"chokepoint: leaks: {were - 1} before, {were} now"]
+    (crr,) = (one for one in faster["comparisons"] if one["figure"] == "crr_p50_us")
     assert crr["worse"] > 4 and crr["p"] < 0.01
 
 
