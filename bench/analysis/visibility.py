@@ -15,6 +15,9 @@ from functools import lru_cache
 from ipaddress import ip_address
 from itertools import combinations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lab.model import Sighting, Topology, Truth
 
 FIELDS = ("flow", "process", "user", "bytes", "verdict")
@@ -25,7 +28,12 @@ SEGMENT_BYTES = 1200  # payload per packet at the least on a path of MTU 1280 or
 HANDSHAKE_PACKETS = 16  # SYN, FIN, ACKs and a few retransmissions of them
 _ICMP = frozenset({"icmp", "icmpv6", "icmp6", "ipv6-icmp", "1", "58"})
 
+_MISSING, _RIGHT, _INAPPLICABLE = 0, 1, 2
+_CODE = {False: _MISSING, True: _RIGHT, None: _INAPPLICABLE}
+
 Key = tuple[str, str, int, str, int]
+Bools = NDArray[np.bool_]  # by truth
+Codes = NDArray[np.int8]  # by truth: _MISSING, _RIGHT or _INAPPLICABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +75,18 @@ def visibility(truths: Iterable[Truth], sightings: Iterable[Sighting], topology:
     made = list(truths)
     usable = [t for t in made if t.sport or t.proto == "icmp"]
     found, unexplained = match(usable, sightings, slack_s)
-    groups: dict[str, list[Match]] = defaultdict(list)
-    for one in found:
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, one in enumerate(found):
         for name in classes(one.truth, topology):
-            groups[name].append(one)
-    by_class = {name: _recalls(members) for name, members in sorted(groups.items())}
-    return Visibility(_recalls(found), by_class, {field: _wrong(found, field) for field in FIELDS[1:]},
-                      _blind_spots(found, groups), len(made) - len(usable), unexplained)
+            members[name].append(index)
+    right = {field: np.array([_CODE[m.right[field]] for m in found], np.int8) for field in FIELDS}
+    wrong = {field: _wrong(found, right[field], field) for field in FIELDS[1:]}
+    masks = {name: _mask(members.get(name, ()), len(found)) for name in {*members, *_WORDS}}
+    by_class = {name: {field: _recall(codes[masks[name]]) for field, codes in right.items()}
+                for name in sorted(members)}
+    return Visibility({field: _recall(codes) for field, codes in right.items()}, by_class,
+                      {field: int(told.sum()) for field, told in wrong.items()},
+                      _blind_spots(right, wrong, masks), len(made) - len(usable), unexplained)
 
 
 def classes(truth: Truth, topology: Topology) -> tuple[str, ...]:
@@ -114,7 +127,7 @@ def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float
             unexplained += 1
         else:
             assigned[at].append(sighting)
-    return [_judge(truth, tuple(assigned.get(i, ()))) for i, truth in enumerate(truths)], unexplained
+    return [_judge(truth, assigned.get(i, ())) for i, truth in enumerate(truths)], unexplained
 
 
 def _nearest(time: float, indexes: Sequence[int], starts: Sequence[float] | None, truths: Sequence[Truth],
@@ -123,7 +136,7 @@ def _nearest(time: float, indexes: Sequence[int], starts: Sequence[float] | None
     if starts is not None:
         at = bisect_right(starts, time)
         indexes = indexes[max(0, at - 1): at + 1]
-    best = min(indexes, key=lambda i: _distance(time, truths[i]), default=None)
+    best = indexes[0] if len(indexes) == 1 else min(indexes, key=lambda i: _distance(time, truths[i]), default=None)
     return best if best is not None and _distance(time, truths[best]) <= slack_s else None
 
 
@@ -151,16 +164,17 @@ def _address(text: str) -> str:
 # --- judging ----------------------------------------------------------------------------------
 
 
-def _judge(truth: Truth, sightings: tuple[Sighting, ...]) -> Match:
-    through = passed(truth)
-    right: dict[str, bool | None] = {
-        "flow": bool(sightings),
-        "process": any(s.process == truth.path for s in sightings),
-        "user": any(s.user == truth.user for s in sightings),
-        "verdict": any(_verdict_right(s, through) for s in sightings),
-        "bytes": any(bytes_right(truth.bytes, s) for s in sightings) if through and truth.bytes else None,
-    }
-    return Match(truth, sightings, right)
+def _judge(truth: Truth, sightings: Sequence[Sighting]) -> Match:
+    """One pass over the sightings: a run has a million of them."""
+    through, counted = passed(truth), truth.bytes
+    process = user = verdict = size = False
+    for s in sightings:
+        process = process or s.process == truth.path
+        user = user or s.user == truth.user
+        verdict = verdict or _verdict_right(s, through)
+        size = size or (through and bytes_right(counted, s))
+    return Match(truth, tuple(sightings), {"flow": bool(sightings), "process": process, "user": user,
+                                           "bytes": size if through and counted else None, "verdict": verdict})
 
 
 def _verdict_right(sighting: Sighting, through: bool) -> bool:
@@ -182,18 +196,22 @@ def bytes_right(payload: int, sighting: Sighting) -> bool:
     return payload <= sighting.bytes <= payload + HEADER_BYTES * packets
 
 
-def _recalls(matches: Sequence[Match]) -> dict[str, Recall]:
-    return {field: _recall(matches, field) for field in FIELDS}
+def _mask(indexes: Sequence[int], n: int) -> Bools:
+    mask = np.zeros(n, bool)
+    mask[list(indexes)] = True
+    return mask
 
 
-def _recall(matches: Sequence[Match], field: str) -> Recall:
-    judged = [m.right[field] for m in matches if m.right[field] is not None]
-    return Recall(sum(map(bool, judged)) / len(judged) if judged else None, len(judged))
+def _recall(codes: Codes) -> Recall:
+    judged = int((codes != _INAPPLICABLE).sum())
+    return Recall(int((codes == _RIGHT).sum()) / judged if judged else None, judged)
 
 
-def _wrong(matches: Sequence[Match], field: str) -> int:
+def _wrong(matches: Sequence[Match], codes: Codes, field: str) -> Bools:
     """Truths for which something was reported in this field and none of it was right."""
-    return sum(m.right[field] is False and any(getattr(s, field) is not None for s in m.sightings) for m in matches)
+    missed = np.flatnonzero(codes == _MISSING)
+    told = [i for i in missed.tolist() if any(getattr(s, field) is not None for s in matches[i].sightings)]
+    return _mask(told, len(matches))
 
 
 # --- in words ---------------------------------------------------------------------------------
@@ -205,44 +223,44 @@ _MISSED = {"process": "name the process of", "user": "name the user of", "bytes"
            "verdict": "say the verdict of"}
 
 
-def _blind_spots(matches: Sequence[Match], groups: Mapping[str, Sequence[Match]]) -> tuple[str, ...]:
+def _blind_spots(right: Mapping[str, Codes], wrong: Mapping[str, Bools],
+                 masks: Mapping[str, Bools]) -> tuple[str, ...]:
     """What was missed, in words with counts: classes never seen, other flows not seen, fields not or wrongly told."""
-    seen = [m for m in matches if m.sightings]
-    if not matches:
+    seen = right["flow"] == _RIGHT
+    if not len(seen):
         return ()
-    if not seen:
-        return (f"did not see {len(matches)} of {len(matches)} flows",)
-    members = {name: {id(m) for m in groups.get(name, ())} for name in _WORDS}
-    return (*_unseen(members, {id(m) for m in seen}), *_field_spots(seen))
+    if not seen.any():
+        return (f"did not see {len(seen)} of {len(seen)} flows",)
+    return (*_unseen({name: masks[name] for name in _WORDS}, seen), *_field_spots(right, wrong, seen))
 
 
-def _unseen(members: Mapping[str, set[int]], seen: set[int]) -> list[str]:
+def _unseen(members: Mapping[str, Bools], seen: Bools) -> list[str]:
     """Classes, and crossings of two, of which nothing was seen, the largest first; then what that leaves, by place."""
-    crossings = {name: set(flows) for name, flows in members.items()}
+    crossings = dict(members)
     for one, two in combinations(members, 2):
         crossings[f"{one}\n{two}"] = members[one] & members[two]
-    blind = {name: flows for name, flows in crossings.items() if flows and not flows & seen}
-    explained: set[int] = set()
+    blind = {name: flows for name, flows in crossings.items() if flows.any() and not (flows & seen).any()}
+    explained = np.zeros(len(seen), bool)
     spots = []
-    for name, flows in sorted(blind.items(), key=lambda item: -len(item[1])):
-        if flows - explained:
+    for name, flows in sorted(blind.items(), key=lambda item: -int(item[1].sum())):
+        if (flows & ~explained).any():
             words = " ".join(_WORDS[part] for part in reversed(name.split("\n")))
-            spots.append(f"did not see {len(flows)} of {len(flows)} flows {words}")
+            spots.append(f"did not see {flows.sum()} of {flows.sum()} flows {words}")
             explained |= flows
     for place in ("within one host", "within one segment", "across segments"):
-        left = members[place] - explained
-        if missed := len(left - seen):
-            spots.append(f"did not see {missed} of {len(left)} {'other ' if explained else ''}flows {_WORDS[place]}")
+        left = members[place] & ~explained
+        if missed := int((left & ~seen).sum()):
+            other = "other " if explained.any() else ""
+            spots.append(f"did not see {missed} of {left.sum()} {other}flows {_WORDS[place]}")
     return spots
 
 
-def _field_spots(seen: Sequence[Match]) -> list[str]:
+def _field_spots(right: Mapping[str, Codes], wrong: Mapping[str, Bools], seen: Bools) -> list[str]:
     """Fields that were not told, or told wrongly, of flows that were seen."""
     spots = []
     for field, words in _MISSED.items():
-        judged = [m for m in seen if m.right[field] is not None]
-        missed = sum(m.right[field] is False for m in judged)
-        if missed:
-            rightly = "rightly " if _wrong(seen, field) else ""
-            spots.append(f"did not {rightly}{words} {missed} of {len(judged)} flows that it saw")
+        codes = right[field][seen]
+        if missed := int((codes == _MISSING).sum()):
+            rightly = "rightly " if wrong[field].any() else ""
+            spots.append(f"did not {rightly}{words} {missed} of {(codes != _INAPPLICABLE).sum()} flows that it saw")
     return spots
