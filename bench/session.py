@@ -32,7 +32,7 @@ from lab.deploy.enforcement import DeployError
 from lab.hosts.build import BuildError, build
 from lab.hosts.control import ServiceError
 from lab.hosts.roles import actors
-from lab.isolation import RunIdentity, run_isolated
+from lab.isolation import RunIdentity, finishing, run_isolated
 from lab.model import Scenario
 from lab.users import one_user
 
@@ -103,8 +103,9 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
             if collected.records:  # what was measured until then is kept, and marked
                 store.document("summary.json", to_json(assemble.summary(collected)))
             return 3
-        summary = assemble.summary(collected)
-        store.document("summary.json", to_json(summary))
+        with finishing():
+            summary = assemble.summary(collected)
+            store.document("summary.json", to_json(summary))
     return finish(Finished(collected, summary, store.directory))
 
 

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,6 +150,20 @@ def _interrupt(_signum: int, _frame: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: teardown is under way
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def finishing() -> Iterator[None]:
+    """The block runs to its end: whoever interrupts is told to wait. For what must not be lost when all is measured."""
+    def wait(_signum: int, _frame: object) -> None:
+        os.write(2, b"labctl: all is measured; the summary is being written\n")
+
+    before = {signum: signal.signal(signum, wait) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _private_mounts(entry: Path) -> None:
