@@ -14,6 +14,7 @@ import ipaddress
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,9 @@ class PlannedLink(mininet.link.Link):  # type: ignore[misc]
         """Nothing: the pair goes with its namespaces."""
 
 
+HOSTS_TIMEOUT_S = 120.0  # a thousand stand within seconds; whoever is later hangs
+
+
 class PlannedIntf(mininet.link.Intf):  # type: ignore[misc]
     """An interface of a planned link: Mininet must not configure it by `ifconfig`."""
 
@@ -133,6 +137,8 @@ class LabNet(mininet.net.Mininet):  # type: ignore[misc]
                                           stdout=subprocess.PIPE, stderr=said)
             assert self._herd.stdin is not None
             assert self._herd.stdout is not None
+            late = threading.Timer(HOSTS_TIMEOUT_S, self._herd.kill)
+            late.start()
             with contextlib.suppress(BrokenPipeError), self._herd.stdin:  # it says itself why it would not read
                 self._herd.stdin.write(self._plan.encode())
             words = []
@@ -140,12 +146,15 @@ class LabNet(mininet.net.Mininet):  # type: ignore[misc]
                 words.append(line.split())
                 if words[-1] == [b"ready"]:
                     break
+            late.cancel()
             if not words or words[-1] != [b"ready"]:
                 status = self._herd.wait()
                 said.seek(0)
                 why = said.read().decode(errors="replace").strip().splitlines()
                 who = f"host {words[-1][1].decode()}: " if words and words[-1][0] == b"failed" else ""
-                raise OSError(f"{who}{'; '.join(why[:3]) or f'labhost hosts ended with status {status}'}")
+                ended = f"labhost hosts ended with status {status}" if status != -signal.SIGKILL else \
+                    f"the hosts did not stand within {HOSTS_TIMEOUT_S:g} s, or were killed"
+                raise OSError(f"{who}{'; '.join(why[:3]) or ended}")
         for _host, name, pid in words[:-1]:
             self[name.decode()].pid = int(pid)
 
