@@ -156,7 +156,8 @@ class Watched:
         deadline = time.monotonic() + timeout_s
         while (left := self.left_over()) and time.monotonic() < deadline:
             os.sched_yield()
-        assert left == []
+        if left:
+            raise AssertionError(f"left over: {'; '.join(left)}")
 
 
 def processes() -> Iterator[tuple[int, int, int, str]]:
