@@ -32,7 +32,7 @@ from lab.deploy.enforcement import DeployError
 from lab.hosts.build import BuildError, build
 from lab.hosts.control import ServiceError
 from lab.hosts.roles import actors
-from lab.isolation import RunIdentity, finishing, run_isolated
+from lab.isolation import RunIdentity, finishing, heed_interrupt, run_isolated
 from lab.model import Scenario
 from lab.users import one_user
 
@@ -122,6 +122,14 @@ def _store_scenario(scenario: Scenario, store: ResultStore) -> None:
             store.document(str(beside), locustfile.read_text())
 
 
+def _heeding(say: Say) -> Say:
+    """`say`, which is called between steps, and so is where an interrupt that was swallowed is heeded."""
+    def heeding(text: str) -> None:
+        heed_interrupt()
+        say(text)
+    return heeding
+
+
 def _on_testbed(collected: Collected, labhost: Path, me: RunIdentity, store: ResultStore, say: Say) -> None:
     scenario = collected.scenario
     say(f"standing up {len(scenario.topology.hosts)} hosts")
@@ -129,7 +137,7 @@ def _on_testbed(collected: Collected, labhost: Path, me: RunIdentity, store: Res
     who = actors(scenario.topology, collected.selection.flows)
     with mininet_lab.up(scenario.topology, labhost, me.cgroup, who) as testbed:
         with honest.clients(scenario, testbed) as traffic:
-            execute(collected, testbed, traffic, store, say)
+            execute(collected, testbed, traffic, store, _heeding(say))
         say("interrupted: taking the lab down" if collected.interrupted else "taking the lab down")
 
 

@@ -24,7 +24,7 @@ from lab.deploy.enforcement import DeployError
 from lab.hosts.build import build
 from lab.hosts.control import ServiceError
 from lab.hosts.roles import actors
-from lab.isolation import ENTRY_DIR, RunIdentity
+from lab.isolation import ENTRY_DIR, RunIdentity, heed_interrupt
 from lab.model import Enforcer, Flow, Native, Observation, Scenario
 from lab.policy import flows
 from lab.users import one_user
@@ -152,6 +152,7 @@ def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply) -> int:
                 lab = StandingLab(scenario, arm, me, bed)
                 (ENTRY_DIR / "lab.json").write_text(json.dumps({
                     "arm": arm, "hosts": len(scenario.topology.hosts), "names": list(scenario.topology.hosts)}))
+                heed_interrupt()
                 listener.listen(16)
                 tell({"ready": me.run_id})
                 with contextlib.suppress(KeyboardInterrupt):

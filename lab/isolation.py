@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -146,7 +147,17 @@ def _become_init(body: Callable[[], int], entry: Path, told: int) -> None:
         os._exit(status)
 
 
+_interrupted = threading.Event()
+
+
+def heed_interrupt() -> None:
+    """Raise KeyboardInterrupt if one came earlier and was swallowed, as by a destructor. For use between steps."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 def _interrupt(_signum: int, _frame: object) -> None:
+    _interrupted.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: teardown is under way
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
