@@ -102,6 +102,8 @@ def _daemon(scenario: Any, arm: str, writes: int) -> None:
 def _await_ready(pid: int, reads: int) -> str:
     """The lab's id once it is ready; ends the command where it does not come up."""
     with progress() as say, os.fdopen(reads) as lines:
+        for signum in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+            signal.signal(signum, signal.default_int_handler)
         try:
             for line in lines:
                 message = _message(line)
