@@ -25,8 +25,12 @@ def build(out_dir: Path | None = None) -> Path:
     """
     out_dir = out_dir or _place()
     target = out_dir / _name()
-    if target.exists():
-        return target
+    try:
+        if target.exists():
+            return target
+    except PermissionError as err:
+        raise BuildError(f"labhost: {out_dir}: {err.strerror}; set HOME or XDG_CACHE_HOME to a directory of your own") \
+            from err
     compiler = shutil.which("gcc")
     if compiler is None:
         raise BuildError("labhost: gcc not found; apt-get install -y gcc libc6-dev")
