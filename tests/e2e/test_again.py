@@ -108,9 +108,16 @@ def test_a_replay_of_a_quick_run_agrees(here: Path) -> None:
     assert done.returncode == 0, done.stderr
     (saved,) = [p.parent for p in (here / "results" / "small").glob("*/summary.json")
                 if json.loads(p.read_text())["quick"]]
-    replayed = labctl("replay", str(saved), "--quick", here=here)
-    told = json.loads(replayed.stdout)
-    assert replayed.returncode == 0, told
-    assert told["environment"] == []
+    for _attempt in range(2):  # an honest replay is told of a cost that differs once in twenty (replaying.ALPHA)
+        replayed = labctl("replay", str(saved), "--quick", here=here)
+        told = json.loads(replayed.stdout)
+        (cost,) = (one for one in told["findings"] if one["what"] == "cost")
+        if cost["agrees"] is not False:
+            break
+    assert told["environment"] == [] and told["invalid"] == []
+    assert all(one["agrees"] for one in told["findings"] if one["what"] != "cost"), told
+    # Three blocks on a busy machine may differ A/A, and a replay that cannot tell says so; it claims no disagreement
+    assert cost["agrees"] or (cost["agrees"] is None and "A/A differs" in cost["text"]), told
+    assert replayed.returncode == (0 if cost["agrees"] else 4)
     assert {(one["arm"], one["what"]) for one in told["findings"]} >= {
         ("chokepoint", what) for what in ("verdicts", "flows", "telemetry", "cost")}
