@@ -27,7 +27,7 @@ CAP_TOLERANCE = 0.03  # the bucket's first fill, and what the queue's clock leav
 DRIFT_FROM_US, DRIFT_US_PER_S = 1000, 300
 WIDE = 1.2  # high / low of an interval that cannot show the drift
 VAGUE = 2.0  # high / low of one that would hold anything
-# After a wait the processor's caches are cold: the rest of an exchange takes 3 to 7 µs more after 200 (measured).
+# An exchange with a wait of 200 µs in it takes 3 to 7 µs more than that (measured; docs/selftest.md).
 AFTERMATH = 0.05
 DELAY_BLOCKS, CAP_BLOCKS, ORDER_BLOCKS = 12, 4, 12
 

@@ -209,6 +209,20 @@ static bool special(const uint8_t *first, size_t n)
            starts(first, n, "POST");
 }
 
+static uint64_t wait_ns;
+
+void tcp_echo_wait(uint64_t ns)
+{
+    wait_ns = ns;
+}
+
+/* Busily, by the clock: asleep, the processor would do other things, and wake up late. */
+static void wait_before_answer(void)
+{
+    for (uint64_t end = wait_ns ? now_ns() + wait_ns : 0; end && now_ns() < end;)
+        ;
+}
+
 static void feed(struct conn *c, const char *bytes, size_t n)
 {
     if (c->kind == FRESH && !c->first_len && !special((const uint8_t *)bytes, n))
@@ -224,8 +238,10 @@ static void feed(struct conn *c, const char *bytes, size_t n)
         http_feed(c, bytes, n);
     else if (c->unsent.len)
         buffer_add(&c->unsent, bytes, n);
-    else
+    else {
+        wait_before_answer();
         conn_send(c, bytes, n);
+    }
 }
 
 static bool flush_unsent(struct conn *c)

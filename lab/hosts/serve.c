@@ -17,7 +17,7 @@
 
 #include "http.h"
 
-enum { MAX_FIELDS = 8, OUT_LIMIT = 64 << 20, SYNC_PASSES = 2, FILES = 65536 };
+enum { MAX_FIELDS = 8, OUT_LIMIT = 64 << 20, SYNC_PASSES = 2, FILES = 65536, MOST_WAIT_NS = 1000000000 };
 
 struct identity me;
 
@@ -145,6 +145,16 @@ static void do_pin(const char *id, char **args, int n)
         say_answer("=\t%s\tok\n", id);
 }
 
+static void do_wait(const char *id, char **args, int n)
+{
+    long ns;
+    if (n == 1 && parse_long(args[0], 0, MOST_WAIT_NS, &ns)) {
+        tcp_echo_wait((uint64_t)ns);
+        say_answer("=\t%s\tok\n", id);
+    } else
+        say_answer("=\t%s\terr\twait\n", id);
+}
+
 static void do_cpu(const char *id)
 {
     struct timespec t;
@@ -198,6 +208,8 @@ static void obey(char *line)
         do_unlisten(id, args, n);
     else if (!strcmp(verb, "pin"))
         do_pin(id, args, n);
+    else if (!strcmp(verb, "wait"))
+        do_wait(id, args, n);
     else if (!strcmp(verb, "cpu"))
         do_cpu(id);
     else if (!strcmp(verb, "sync"))

@@ -8,6 +8,7 @@
  *     unlisten tcp|udp PORT[,PORT...]    ok N (sockets closed)
  *     calls FAM,ADDR,PORT[;FAM,ADDR,PORT...]   whom to ask, in turn, before answering an HTTP request; none if empty
  *     pin CPU                            stay on one processor; -1: all again
+ *     wait NS                            be so long, busily, at every plain echo over TCP before it is sent; 0: at none
  *     cpu                                ok NS (user and system time of this process)
  *     sync                               ok, once everything that had arrived before it has been reported
  *     crr|rr|http FAM ADDR PORT SECONDS  ok N ERRORS ELAPSED_NS CPU_NS LAT,LAT,... (tenths of a microsecond, at
@@ -74,6 +75,7 @@ uint64_t record_nonce(const uint8_t *record);
 /* listen.c, udp.c, observe.c: the listening side. Return errno or 0. */
 int tcp_listen(int family, int port);
 int tcp_unlisten(int port);
+void tcp_echo_wait(uint64_t ns);
 int udp_listen(int family, int port);
 int udp_unlisten(int port);
 void observe_icmp(void);       /* opens the raw sockets, as root */
