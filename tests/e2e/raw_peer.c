@@ -1,7 +1,8 @@
 /* The plainest client and server that can be written, to check the instruments against. Nothing shared with labctl.
  *
  *   serve PORT DELAY_US           HTTP or 64-byte echo, each answer after a busy wait
- *   crr|rr|http ADDR PORT SECONDS prints "N ELAPSED_S"; http: GET on one connection
+ *   crr|rr|http|wrklike ADDR PORT SECONDS prints "N ELAPSED_S"; http: GET on one connection; wrklike: the same with the
+ *                                 system calls of wrk's event loop for each request, and nothing else of wrk's
  *   sink PORT, bulk ADDR PORT BYTES   the sink takes one connection and prints "BYTES ELAPSED_S"
  */
 #define _GNU_SOURCE
@@ -98,6 +99,34 @@ static void ask(int fd, const char *question, size_t n, int http)
     }
 }
 
+/* wrk 4.1 for each request: wants to write (epoll_ctl), is told (epoll_wait), writes, no longer wants to (epoll_ctl),
+ * is told of the answer (epoll_wait), reads. */
+static void ask_by_events(int poll, int fd)
+{
+    char answer[4096];
+    struct epoll_event both = {.events = EPOLLIN | EPOLLOUT}, in = {.events = EPOLLIN}, got;
+    epoll_ctl(poll, EPOLL_CTL_MOD, fd, &both);
+    epoll_wait(poll, &got, 1, -1);
+    if (write(fd, GET, sizeof GET - 1) != sizeof GET - 1)
+        exit(1);
+    epoll_ctl(poll, EPOLL_CTL_MOD, fd, &in);
+    epoll_wait(poll, &got, 1, -1);
+    if (read(fd, answer, sizeof answer) <= 0)
+        exit(1);
+}
+
+static long wrklike(const char *address, int port, double until)
+{
+    struct sockaddr_in a = to(address, port);
+    int fd = connected(&a), poll = epoll_create1(0);
+    struct epoll_event in = {.events = EPOLLIN};
+    epoll_ctl(poll, EPOLL_CTL_ADD, fd, &in);
+    long n = 0;
+    for (; now() < until; n++)
+        ask_by_events(poll, fd);
+    return n;
+}
+
 static void loop(const char *kind, const char *address, int port, double seconds)
 {
     char echo[64] = "raw peer";
@@ -149,7 +178,11 @@ int main(int argc, char **argv)
         sink(atoi(argv[2]));
     else if (argc == 5 && !strcmp(argv[1], "bulk"))
         bulk(argv[2], atoi(argv[3]), atol(argv[4]));
-    else if (argc == 5)
+    else if (argc == 5 && !strcmp(argv[1], "wrklike")) {
+        double begin = now();
+        long n = wrklike(argv[2], atoi(argv[3]), begin + atof(argv[4]));
+        printf("%ld %.9f\n", n, now() - begin);
+    } else if (argc == 5)
         loop(argv[1], argv[2], atoi(argv[3]), atof(argv[4]));
     else
         return 2;

@@ -25,7 +25,7 @@ from tests.e2e.isolated import call, needs_root
 # slow: it judges figures, so it needs a quiet machine; docs/load.md tells how far they agree
 pytestmark = [needs_root, pytest.mark.e2e, pytest.mark.slow]
 HERE = "tests.e2e.test_load_peers"
-BLOCKS = {"crr": 40, "rr": 40, "requests": 40, "wrk": 14, "bulk": 14, "iperf3": 12}
+BLOCKS = {"crr": 40, "rr": 40, "requests": 40, "wrk": 14, "events": 14, "bulk": 14, "iperf3": 12}
 WINDOW_S = 0.1
 AGREE = 0.05
 BULK_BYTES = 400_000_000
@@ -51,12 +51,12 @@ def rates(me: Any, _argument: Any) -> dict[str, Any]:
             cpu_s, _, text = done.stdout.decode().partition(" ")
             return float(cpu_s), text
 
-        def raw(kind: str) -> float:
-            cpu_s, text = on_user(RAW, kind, address, "80", str(WINDOW_S))
-            n, seconds = text.split()
+        def raw(kind: str, seconds: float = WINDOW_S) -> float:
+            cpu_s, text = on_user(RAW, kind, address, "80", str(seconds))
+            n, took_s = text.split()
             if kind == "http":
                 used["raw http"].append(cpu_s / int(n) * 1e6)
-            return int(n) / float(seconds)
+            return int(n) / float(took_s)
 
         def wrk() -> float:
             cpu_s, text = on_user("wrk", "-t1", "-c1", "-d1s", f"http://{address}/")
@@ -84,7 +84,7 @@ def rates(me: Any, _argument: Any) -> dict[str, Any]:
             "ours crr": lambda: ours(testbed.services.crr), "raw crr": lambda: raw("crr"),
             "ours rr": lambda: ours(testbed.services.rr), "raw rr": lambda: raw("rr"),
             "ours http": lambda: ours(lambda *a: web.requests(testbed.services, *a)),
-            "raw http": lambda: raw("http"), "wrk": wrk,
+            "raw http": lambda: raw("http"), "wrk": wrk, "raw events": lambda: raw("wrklike", 1.0),
             "ours bulk": lambda: datapath._bulk(testbed, flow(), server, address) or 0.0,
             "raw bulk": raw_bulk, "iperf3 -t": iperf_timed}
         rng = random.Random(1)
@@ -99,7 +99,8 @@ def rates(me: Any, _argument: Any) -> dict[str, Any]:
 
 
 PAIRS = {"crr": ("ours crr", "raw crr"), "rr": ("ours rr", "raw rr"), "requests": ("ours http", "raw http"),
-         "wrk": ("ours http", "wrk"), "bulk": ("ours bulk", "raw bulk"), "iperf3": ("ours bulk", "iperf3 -t")}
+         "wrk": ("ours http", "wrk"), "events": ("raw events", "wrk"),
+         "bulk": ("ours bulk", "raw bulk"), "iperf3": ("ours bulk", "iperf3 -t")}
 WITHOUT = "wrk, its own work taken out"
 
 

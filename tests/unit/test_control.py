@@ -153,7 +153,7 @@ def test_no_more_than_the_window_is_under_way(fleet: Fleet, join: Join) -> None:
             held.clear()
 
     join(WEB, slow)
-    got = fleet.probe(attempts(WEB, 64), 1.0, window=8)
+    got = fleet.probe(attempts(WEB, 64), 20.0, window=8)
     assert most == 8
     assert {g.outcome for g in got} == {Outcome.REFUSED}
 
