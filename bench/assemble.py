@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
+from bench import load_figures
 from bench.analysis import matrices, reach
 from bench.analysis.bootstrap import CONFIDENCE
 from bench.analysis.sequential import LOOK_CONFIDENCE
@@ -16,6 +17,7 @@ from bench.arms import Arm, ArmRecord
 from bench.blocks import AA
 from bench.costs import Costs
 from bench.experiment import BASELINE, DEFAULT_BLOCKS, LEAST_BLOCKS, RUN_S, Collected
+from bench.load_figures import Loads
 from bench.report import summary as report
 from bench.report.summary import FIGURES, FigureName, Summary
 from lab.model import Flow, Observation, Outcome
@@ -26,7 +28,9 @@ def summary(collected: Collected) -> Summary:
     """The summary of a run, whole or interrupted."""
     took = time.monotonic() - collected.begun
     intended, costs = _verdicts(collected), costs_of(collected)
-    ran = {name: _arm(collected, name, record, intended, costs) for name, record in collected.records.items()}
+    loads = Loads(collected.load, tuple(collected.records))
+    ran = {name: _arm(collected, name, record, intended, costs).model_copy(update={"load": loads.arm(name)})
+           for name, record in collected.records.items()}
     refused = {name: report.Arm(unsupported=reason) for name, reason in collected.unsupported.items()}
     return Summary(
         labctl=version("microseg-labctl"), scenario=collected.scenario.name, seed=collected.scenario.seed,
@@ -35,9 +39,11 @@ def summary(collected: Collected) -> Summary:
         invalid=tuple(_invalid(collected)), blocks=len(costs.numbers),
         arms={name: (ran | refused)[name] for name in collected.enforcers if name in ran | refused},
         aa=report.aa({f: report.figure(effect, costs.raw(AA, f), costs.plain(AA, f), costs.adjusts(AA, f))
-                      for f, effect in costs.again.items()}) if collected.cells else report.AA(),
+                      for f, effect in costs.again.items()}, loads.arm(AA)) if collected.cells else report.AA(
+                          load=loads.arm(AA)),
         mde={f: costs.mde(f) for f in FIGURES} if collected.cells else {},
-        environment=collected.environment, notes=tuple(_notes(collected, costs)))
+        knee=load_figures.knee(collected.load), environment=collected.environment,
+        notes=tuple(_notes(collected, costs)))
 
 
 def costs_of(collected: Collected) -> Costs:
@@ -219,7 +225,7 @@ def _invalid(collected: Collected) -> list[str]:
     found = [f"{name}: {bad} of {blocks} blocks do not count, first: {_first_reason(collected, name)}"
              for name, bad in sorted(spoilt.items()) if bad * 2 > blocks]
     odd = [text for name, record in collected.records.items() for text in _disagreement(collected, name, record)]
-    return [*collected.invalid, *found, *odd]
+    return [*collected.invalid, *found, *load_figures.invalid(collected.load), *odd]
 
 
 def _first_reason(collected: Collected, name: str) -> str:

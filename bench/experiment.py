@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import arms, blocks, costs
+from bench import arms, blocks, costs, loading
 from bench.analysis import sequential
 from bench.analysis.sequential import Look
 from bench.arms import Arm, ArmRecord
 from bench.blocks import Cell
 from bench.instruments.datapath import Design
 from bench.instruments.traffic import Traffic
+from bench.loading import LoadPlan, LoadRecord
 from bench.selection import Selection
 from bench.store import ResultStore
 from lab import features
@@ -23,6 +24,7 @@ from lab.policy_sets import Oracle
 
 BASELINE = "none"
 DEFAULT_BLOCKS, QUICK_BLOCKS = 28, 3
+LOAD_BLOCKS, QUICK_LOAD_BLOCKS = 6, 3
 MOST_BLOCKS = 1000  # of a run that goes on until its intervals are narrow
 EXTRAS_EVERY = 3  # bulk and application windows: in every so manieth block
 LEAST_BLOCKS, RUN_S = 16, 540.0  # with many arms a run has fewer blocks, so that it ends within ten minutes
@@ -39,7 +41,7 @@ class Options:
 
     `until`: half-width of the intervals (0.02 is 2 %) at which to stop; no block begins after `budget_s` seconds.
     `extras_every`: bulk and application windows are taken in every so manieth block, 0: never. `paced`: whether visits
-    of the baseline take as long as others.
+    of the baseline take as long as others. `load`: find the knee, and measure at shares of it, in blocks of their own.
     """
 
     arms: tuple[str, ...] | None = None
@@ -53,6 +55,7 @@ class Options:
     budget_s: float = UNTIL_BUDGET_S
     extras_every: int = EXTRAS_EVERY
     paced: bool = True
+    load: bool = False
     design: Design = field(default_factory=Design)
 
     @property
@@ -61,6 +64,11 @@ class Options:
         if self.blocks is not None:
             return self.blocks
         return MOST_BLOCKS if self.until else QUICK_BLOCKS if self.quick else DEFAULT_BLOCKS
+
+    @property
+    def load_blocks(self) -> int:
+        """The blocks of the measurement under load; 0: there is none."""
+        return (QUICK_LOAD_BLOCKS if self.quick else LOAD_BLOCKS) if self.load else 0
 
     @property
     def fits(self) -> bool:
@@ -87,6 +95,7 @@ class Collected:
     cells: list[Cell] = field(default_factory=list)
     environment: dict[str, object] = field(default_factory=dict)
     measured: Flow | None = None
+    load: LoadRecord = field(default_factory=LoadRecord)
     look: Look | None = None  # the last one, of a run with `until`
     invalid: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -95,10 +104,13 @@ class Collected:
 
 def execute(collected: Collected, testbed: Testbed, traffic: Traffic | None, store: ResultStore, say: Say) -> None:
     """Fill `collected`. An interrupt keeps what was measured and is marked; whatever else goes wrong is raised."""
+    options = collected.options
     try:
         _prepare(collected, testbed)
         _examine_all(collected, testbed, traffic, store, say)
         _take_costs(collected, testbed, traffic, store, say)
+        if options.load_blocks:
+            _take_load(collected, testbed, traffic, store, say)
     except KeyboardInterrupt:
         collected.interrupted = True
 
@@ -144,6 +156,18 @@ def _take_costs(collected: Collected, testbed: Testbed, traffic: Traffic | None,
     checks = {name: _check(record, scenario.seed) for name, record in collected.records.items()}
     blocks.run_blocks(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.cells,
                       lambda count: _enough(collected, count))
+
+
+def _take_load(collected: Collected, testbed: Testbed, traffic: Traffic | None, store: ResultStore, say: Say) -> None:
+    if collected.measured is None:
+        collected.invalid.append("no load: no declared TCP flow between two hosts is open under every arm")
+        return
+    scenario, everywhere = collected.scenario, _open_everywhere(collected)
+    datagrams = min((f for f in everywhere if f.proto == "udp" and f.family == 4 and f.source != f.target
+                     and {f.process, f.target_process} <= scenario.topology.processes.keys()), default=None)
+    plan = LoadPlan(collected.measured, datagrams, collected.options.load_blocks, scenario.seed)
+    checks = {name: _check(record, scenario.seed) for name, record in collected.records.items()}
+    loading.run(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.load)
 
 
 def _enough(collected: Collected, count: int) -> bool:

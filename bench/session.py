@@ -20,7 +20,9 @@ from bench.experiment import (
     execute,
 )
 from bench.instruments.datapath import InstrumentError
+from bench.instruments.onhost import ProgramError
 from bench.instruments.traffic import TrafficError
+from bench.instruments.wire import WireError
 from bench.report import terminal
 from bench.report.console import console
 from bench.report.progress import Progress, Step, steps
@@ -97,7 +99,8 @@ def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity
             _on_testbed(collected, labhost, me, store, say)
         except KeyboardInterrupt:
             collected.interrupted = True
-        except (mininet_lab.LabDownError, DeployError, InstrumentError, TrafficError, ServiceError, OSError) as err:
+        except (mininet_lab.LabDownError, DeployError, InstrumentError, TrafficError, ServiceError, ProgramError,
+                WireError, OSError) as err:
             print(f"labctl: {err}", file=sys.stderr)
             collected.invalid.append(f"the run ended early: {err}")
             if collected.records:  # what was measured until then is kept, and marked
@@ -147,7 +150,7 @@ def _plan(collected: Collected) -> tuple[Step, ...]:
     return steps(tuple(collected.enforcers), hosts=len(scenario.topology.hosts), flows=len(collected.selection.flows),
                  replay=min(len(scenario.replay), REPLAY_LIMIT), traffic_s=traffic_s if scenario.traffic else 0.0,
                  attack=scenario.attack is not None, blocks=options.block_count,
-                 window_s=options.design.window_s * options.design.crr)
+                 window_s=options.design.window_s * options.design.crr, loads=options.load_blocks)
 
 
 def shown(path: Path) -> str:

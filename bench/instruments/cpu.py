@@ -10,7 +10,8 @@ from pathlib import Path
 from lab.backends.base import Testbed
 
 HOSTS, DAEMONS, SOFTIRQ = "hosts", "daemons", "softirq"
-_CGROUP = "cgroup v2 cpu.stat usage_usec"
+IN_KERNEL = {HOSTS: "hosts_kernel", DAEMONS: "daemons_kernel"}  # of these, in the kernel
+_CGROUP, _SYSTEM = "cgroup v2 cpu.stat usage_usec", "cgroup v2 cpu.stat system_usec"
 _STAT = ("/proc/stat softirq, all processors: packets that the kernel handled outside of any process of the lab, "
          "those of the rest of the machine included; counted in ticks of {:.0f} ms, and in part also in the processes "
          "that sent them")
@@ -44,12 +45,14 @@ def read(testbed: Testbed, stat: str = "/proc/stat") -> Reading:
     """Now. Take one before and one after a window; a reading costs about 0.1 ms a host."""
     usage = testbed.usage(memory=False)
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
-    counters = {HOSTS: _CGROUP, DAEMONS: _CGROUP, SOFTIRQ: _STAT.format(tick_s * 1e3)}
-    seconds: dict[str, float | None] = {
-        HOSTS: sum(usage.host_cpu_s.values()) if usage.host_cpu_s else None,
-        DAEMONS: sum(usage.daemon_cpu_s.values()) if usage.daemon_cpu_s else None,
-        SOFTIRQ: _softirq_s(stat, tick_s)}
-    for name in (HOSTS, DAEMONS):
+    counters = {HOSTS: _CGROUP, DAEMONS: _CGROUP, **dict.fromkeys(IN_KERNEL.values(), _SYSTEM),
+                SOFTIRQ: _STAT.format(tick_s * 1e3)}
+    found = {HOSTS: usage.host_cpu_s, DAEMONS: usage.daemon_cpu_s, IN_KERNEL[HOSTS]: usage.host_system_s,
+             IN_KERNEL[DAEMONS]: usage.daemon_system_s}
+    seconds: dict[str, float | None] = {name: sum(by_host.values()) if by_host else None
+                                        for name, by_host in found.items()}
+    seconds[SOFTIRQ] = _softirq_s(stat, tick_s)
+    for name in found:
         if seconds[name] is None:
             counters[name] = usage.source
     if seconds[SOFTIRQ] is None:

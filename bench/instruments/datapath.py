@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,7 @@ from lab.hosts.attempts import Actor, LoopResult
 from lab.model import Flow
 
 BULK_BYTES = "400M"  # about half a second; iperf3 counts time in whole seconds only
+BULK_BITS = 8 * 400 * 2**20
 Loop = Callable[[], LoopResult]
 
 
@@ -73,15 +75,25 @@ def measure(testbed: Testbed, flow: Flow, design: Design, yardstick: Callable[[]
     reads that processor's speed (`bench.instruments.yardstick`), before every window and after the last.
     """
     client = Actor(flow.source, flow.process, flow.user)
-    server = _server(testbed, flow)
     address = testbed.topology.hosts[flow.target].address(flow.family)
-    _pin(testbed, (client, server), str(last_cpu()))
     series = {}
-    for name, count in (("crr", design.crr), ("rr", design.rr)):
-        loop: Loop = partial(getattr(testbed.services, name), client, flow.family, address, flow.port, design.window_s)
-        series[name] = _series(testbed, loop, design.warmup, count, yardstick)
-    _pin(testbed, (client, server), "-1")
-    return Visited(series, _bulk(testbed, flow, server, address) if design.bulk else None)
+    with held_on_one(testbed, flow):
+        for name, count in (("crr", design.crr), ("rr", design.rr)):
+            loop: Loop = partial(getattr(testbed.services, name), client, flow.family, address, flow.port,
+                                 design.window_s)
+            series[name] = _series(testbed, loop, design.warmup, count, yardstick)
+    return Visited(series, bulk(testbed, flow) if design.bulk else None)
+
+
+@contextlib.contextmanager
+def held_on_one(testbed: Testbed, flow: Flow) -> Iterator[None]:
+    """Both ends of `flow` on one processor (`last_cpu`) meanwhile."""
+    ends = (Actor(flow.source, flow.process, flow.user), _server(testbed, flow))
+    _pin(testbed, ends, str(last_cpu()))
+    try:
+        yield
+    finally:
+        _pin(testbed, ends, "-1")
 
 
 def last_cpu() -> int:
@@ -123,9 +135,13 @@ def _cpu_s(testbed: Testbed) -> float:
     return sum(usage.host_cpu_s.values()) + sum(usage.daemon_cpu_s.values())
 
 
-def _bulk(testbed: Testbed, flow: Flow, server: Actor, address: str) -> float | None:
-    """Received bits per second of one iperf3 stream. The service lends its port, so that the policy applies."""
-    port = str(flow.port)
+def bulk(testbed: Testbed, flow: Flow) -> float | None:
+    """Received bits per second of one iperf3 stream of BULK_BITS along `flow`; None where iperf3 has no result.
+
+    The service lends its port, so that the policy applies.
+    """
+    server, port = _server(testbed, flow), str(flow.port)
+    address = testbed.topology.hosts[flow.target].address(flow.family)
     testbed.services.request(server, "unlisten", "tcp", port)
     try:
         listener = testbed.spawn(flow.target, ["iperf3", "-s", "-1", "-p", port, "--forceflush"],

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BASELINE = "none"
 # What the baseline takes for these says nothing of the others: it places nothing and tells nothing.
 _OWN = ("deploying", "telemetry")
+KNEE_STEPS = 12  # as many as the search takes at most, or nearly
 
 
 class Step(NamedTuple):
@@ -43,8 +44,9 @@ class Done:
 
 
 def steps(arms: Sequence[str], *, hosts: int, flows: int, replay: int, traffic_s: float, attack: bool, blocks: int,
-          window_s: float) -> tuple[Step, ...]:
-    """The plan of a run: up, each arm examined, then `blocks` blocks of every arm and the baseline again, down.
+          window_s: float, loads: int = 0) -> tuple[Step, ...]:
+    """The plan of a run: up, each arm examined, then `blocks` blocks of every arm and the baseline again,
+    `loads` blocks under load likewise, down.
 
     `traffic_s` is 0 where there is no traffic. The priors are of a machine with two cores and meant to be replaced.
     """
@@ -57,7 +59,9 @@ def steps(arms: Sequence[str], *, hosts: int, flows: int, replay: int, traffic_s
                 for arm in arms for phase, prior in phases]
     window = 3 * window_s + 2.5 + (1.5 if traffic_s else 0.0)
     costs = [Step(f"block {number}", "window", window) for number in range(1, blocks + 1) for _ in (*arms, BASELINE)]
-    return (Step("", "up", 2.0 + hosts * 0.05), *examined, *costs, Step("", "down", 1.0))
+    under = [Step("", "knee", 1.0) for _ in range(KNEE_STEPS if loads and traffic_s else 0)]
+    under += [Step(f"load {number}", "load", 12.0) for number in range(1, loads + 1) for _ in (*arms, BASELINE)]
+    return (Step("", "up", 2.0 + hosts * 0.05), *examined, *costs, *under, Step("", "down", 1.0))
 
 
 def parsed(text: str) -> tuple[str, str] | None:
@@ -69,6 +73,9 @@ def parsed(text: str) -> tuple[str, str] | None:
     block = re.match(r"(block \d+) of \d+: ", text)
     if block:
         return block[1], "window"
+    load = re.match(r"(load \d+) of \d+: ", text)
+    if load or text.startswith("knee: "):
+        return (load[1], "load") if load else ("", "knee")
     arm, colon, phase = text.partition(": ")
     return (arm, _kind(arm, phase)) if colon else None
 

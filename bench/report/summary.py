@@ -134,6 +134,31 @@ class Unforeseen(_Model):
     share: float | None = Field(description="broken / n; null if n is 0")
 
 
+class Load(_Model):
+    """What an arm did under load (`--load`): figures against `none`, paired within the load's own blocks."""
+
+    windows: int = Field(description="windows of the application's traffic, at all shares of the knee together")
+    invalid: int = Field(description="of these, INVALID by their certificate: they make no figures")
+    wrong: int = Field(description="visits in which the policy was not in force: they make no figures either")
+    reasons: tuple[str, ...] = Field((), description="why, and why figures are missing: the first few, in words")
+    points: dict[str, dict[str, Figure]] = Field(
+        default_factory=dict,
+        description="by share of the knee (`25%`), and `beside` for what has no rate; then by figure, whose name ends "
+                    "in its unit (`_us`, `_per_s`, `_bps`; `held`: connections; `udp_loss`: a share)")
+
+
+class Knee(_Model):
+    """How much of the scenario's traffic this machine carries with nothing enforced."""
+
+    rate: float | None = Field(description="highest rate that held, in requests a second; null: none did")
+    failed: float | None = Field(description="lowest rate above it that did not; null: the search ended before")
+    why: tuple[str, ...] = Field((), description="why that rate failed, in words")
+    steps: int = Field(description="windows that the search took; `knee.jsonl.gz` has them")
+    rates: dict[str, float] = Field(default_factory=dict, description="the rates measured at, by share of the knee")
+    counters: dict[str, str] = Field(
+        default_factory=dict, description="sources of CPU (`cpu_SOURCE_…`) and the counter each was read from")
+
+
 class Arm(_Model):
     """One arm. All but `unsupported` is null or empty where the arm was not run."""
 
@@ -149,6 +174,7 @@ class Arm(_Model):
     findings: tuple[str, ...] = Field((), description="the first defects and inconclusive flows, in words")
     kinds: dict[str, Kind] = Field(default_factory=dict, description="the verdicts by kind of flow")
     cost: dict[FigureName, Figure] = Field(default_factory=dict, description="cost by figure, against `none`")
+    load: Load | None = Field(None, description="what it did under load; null: not asked for (`--load`)")
     verified: Verified | None = Field(None, description="whether the policy was in force while the cost was measured")
     visibility: dict[FieldName, Recall] = Field(default_factory=dict, description="recall of the telemetry by field")
     blind_spots: tuple[str, ...] = Field((), description="what the telemetry missed, in words with counts")
@@ -169,6 +195,7 @@ class AA(_Model):
     cost: dict[FigureName, Figure] = Field(default_factory=dict, description="as in an arm; should all span 1")
     differs: tuple[FigureName, ...] = Field(
         (), description="figures that differ, at 5 % for all together; if any, the run names no winner")
+    load: Load | None = Field(None, description="the same under load; null: not asked for")
 
 
 class Until(_Model):
@@ -201,6 +228,7 @@ class Summary(_Model):
     mde: dict[FigureName, float | None] = Field(
         default_factory=dict,
         description="smallest relative effect that these blocks show in 4 of 5 runs (0.03 is 3 %), from the A/A spread")
+    knee: Knee | None = Field(None, description="of a run with `--load`; null: not asked for, or no traffic")
     environment: dict[str, Any] = Field(default_factory=dict, description="the machine and the versions of its tools")
     notes: tuple[str, ...] = Field((), description="what else a reader should know, such as what an importer invented")
 
@@ -214,9 +242,9 @@ def figure(effect: Effect, blocks: stats.Blocks, raw: float | None = None, adjus
                   family_low=effect.family_low, family_high=effect.family_high, p=effect.p, raw=raw, adjusted=adjusted)
 
 
-def aa(cost: dict[FigureName, Figure]) -> AA:
+def aa(cost: dict[FigureName, Figure], load: Load | None = None) -> AA:
     """`none` against itself, and which figures differ: those whose interval of the family misses 1."""
-    return AA(cost=cost, differs=tuple(name for name, one in cost.items() if differs(one)))
+    return AA(cost=cost, differs=tuple(name for name, one in cost.items() if differs(one)), load=load)
 
 
 def differs(one: Figure) -> bool:

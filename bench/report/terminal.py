@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench.report import load
 from bench.report.summary import FIELDS, FIGURES, Arm, Figure, FigureName, Summary, Until, differs, ends
 
 BASELINE = "none"
@@ -40,7 +41,7 @@ def show(summary: Summary, console: Console | None = None) -> None:
         console.print(f"[bold]{escape(arm)}:[/bold] {escape(said)}")
         for line in details(arm, summary.arms[arm]):
             console.print(f"  {escape(line)}")
-    for note in summary.notes[:MOST_NOTES]:
+    for note in (*load.notes(summary), *summary.notes[:MOST_NOTES]):
         console.print(f"note: {escape(note)}")
     if len(summary.notes) > MOST_NOTES:
         console.print(f"{len(summary.notes) - MOST_NOTES} more notes are in summary.json")
@@ -88,10 +89,11 @@ def table(summary: Summary) -> Table:
     grid.add_column("", no_wrap=True)
     for name in summary.arms:
         grid.add_column(escape(name), min_width=9)
-    aa = bool(summary.aa.cost)
+    aa = bool(summary.aa.cost or summary.aa.load)
     if aa:
         grid.add_column("A/A sees")
-    for section in (_verdict_rows(), _cost_rows(summary), _seen_rows(), _attack_rows(summary), _effort_rows()):
+    for section in (_verdict_rows(), _cost_rows(summary), load.rows(summary), _seen_rows(), _attack_rows(summary),
+                    _effort_rows()):
         for label, cell, note in section:
             cells = [_guarded(cell, name, arm) for name, arm in summary.arms.items()]
             if any(text != "–" for text in cells):

@@ -6,7 +6,7 @@ Two drivers implement it: `mininet_lab` (namespaces, real packets) and `fake` (i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Protocol
 
 from lab.hosts.attempts import Actor, Attempt, Attempted, Exploited, LoopResult
@@ -22,12 +22,17 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU seconds by cgroup since the lab stood up, and proportional memory now, by host and its daemons."""
+    """CPU seconds by cgroup since the lab stood up, and proportional memory now, by host and its daemons.
+
+    `*_system_s`: of these seconds, those in the kernel; empty where the backend cannot tell.
+    """
 
     host_cpu_s: Mapping[str, float]
     daemon_cpu_s: Mapping[str, float]
     daemon_rss_bytes: Mapping[str, int]
     source: str
+    host_system_s: Mapping[str, float] = field(default_factory=dict)
+    daemon_system_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class Services(Protocol):

@@ -73,14 +73,12 @@ class MininetTestbed:
         """CPU by cgroup and, if asked, the daemons' proportional memory; without cgroup v2 everything is empty."""
         if self.cgroup is None:
             return Usage({}, {}, {}, "unavailable: no writable cgroup v2")
-        host, daemon, rss = {}, {}, {}
-        for name in self._pids:
-            host[name] = _cpu_s(self.cgroup / name)
-            daemon[name] = _cpu_s(self.cgroup / f"{name}.d")
-            if memory:
-                procs = (self.cgroup / f"{name}.d/cgroup.procs").read_text().split()
-                rss[name] = sum(_pss(int(pid)) for pid in procs)
-        return Usage(host, daemon, rss, "cgroup v2 cpu.stat usage_usec; smaps_rollup Pss")
+        hosts = {name: _cpu_s(self.cgroup / name) for name in self._pids}
+        daemons = {name: _cpu_s(self.cgroup / f"{name}.d") for name in self._pids}
+        rss = {name: sum(_pss(int(pid)) for pid in (self.cgroup / f"{name}.d/cgroup.procs").read_text().split())
+               for name in self._pids} if memory else {}
+        return Usage(_part(hosts, 0), _part(daemons, 0), rss,
+                     "cgroup v2 cpu.stat usage_usec, system_usec; smaps_rollup Pss", _part(hosts, 1), _part(daemons, 1))
 
     def enforcement(self, arm: str, covers: Callable[[Flow], bool]) -> AnsibleEnforcement:
         """`covers` is for backends that only pretend; here packets decide."""
@@ -200,12 +198,14 @@ class ChildOnHost:
                 pipe.close()
 
 
-def _cpu_s(cgroup: Path) -> float:
-    for line in (cgroup / "cpu.stat").read_text().splitlines():
-        key, value = line.split()
-        if key == "usage_usec":
-            return int(value) / 1e6
-    return 0.0
+def _cpu_s(cgroup: Path) -> tuple[float, float]:
+    """Seconds in all, and of these in the kernel."""
+    found = dict(line.split() for line in (cgroup / "cpu.stat").read_text().splitlines())
+    return int(found.get("usage_usec", 0)) / 1e6, int(found.get("system_usec", 0)) / 1e6
+
+
+def _part(spent: Mapping[str, tuple[float, float]], part: int) -> dict[str, float]:
+    return {name: both[part] for name, both in spent.items()}
 
 
 def _pss(pid: int) -> int:

@@ -85,7 +85,7 @@ def rates(me: Any, _argument: Any) -> dict[str, Any]:
             "ours rr": lambda: ours(testbed.services.rr), "raw rr": lambda: raw("rr"),
             "ours http": lambda: ours(lambda *a: web.requests(testbed.services, *a)),
             "raw http": lambda: raw("http"), "wrk": wrk, "raw events": lambda: raw("wrklike", 1.0),
-            "ours bulk": lambda: datapath._bulk(testbed, flow(), server, address) or 0.0,
+            "ours bulk": lambda: datapath.bulk(testbed, flow()) or 0.0,
             "raw bulk": raw_bulk, "iperf3 -t": iperf_timed}
         rng = random.Random(1)
         found: dict[str, list[tuple[float, float]]] = {}
