@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,14 +114,32 @@ def capture(
         raise fail(f"{file}: {err.strerror}", EXIT_USAGE) from None
     if file == "-" and sys.stdout.isatty():
         raise fail("labctl: a capture is not for a terminal; redirect it, or name a file with -o", EXIT_USAGE)
-    argv = ["tcpdump", "-i", "any", "-U", "-n", "-w", "-", "-Z", "root"]
-    argv += ["-c", str(count)] if count else []
+    argv = capturing(pid, expression or [], count)
     argv = ["timeout", "--signal=INT", "--preserve-status", str(seconds), *argv] if seconds else argv
-    status = on_host(entry, pid, [*argv, *(expression or [])], stdout=target)
+    status = on_host(entry, pid, argv, stdout=target)
     if status not in (0, 130):
         raise typer.Exit(EXIT_USAGE if status == 1 else EXIT_MACHINE)
     if file != "-":
         print(f"wrote {file}: {Path(file).stat().st_size} bytes", file=sys.stderr)
+
+
+def capturing(pid: int, expression: list[str], count: int | None) -> list[str]:
+    """The command that captures on the host of process `pid`: tcpdump, or sniff.py where tcpdump cannot be itself."""
+    from lab.hosts import sniff
+    from lab.isolation import tool_env
+
+    if Path(f"/proc/{pid}/setgroups").read_text().strip() != "deny":
+        return ["tcpdump", "-i", "any", "-U", "-n", "-w", "-", "-Z", "root", *(["-c", str(count)] if count else []),
+                *expression]
+    compiled = ""
+    if expression:
+        done = subprocess.run(["tcpdump", "-y", "EN10MB", "-ddd", *expression], capture_output=True, text=True,
+                              env=tool_env(), check=False)
+        if done.returncode:
+            raise fail(f"labctl: {(done.stderr.strip().splitlines() or ['tcpdump cannot read the expression'])[-1]}",
+                       EXIT_USAGE)
+        compiled = done.stdout
+    return ["/usr/bin/python3", "-I", "-S", "-c", Path(str(sniff.__file__)).read_text(), compiled, str(count or 0)]
 
 
 @app.command(epilog=epilog("labctl probe web-1/frontend api-1 8080/tcp", "labctl probe user-1 db icmp v6 --expect deny",

@@ -20,6 +20,7 @@ import mininet.node
 import mininet.topo
 
 from lab.backends.mininet_net import PlannedLink, bridge_of, port_of, router_mac
+from lab.isolation import tool_env
 from lab.model import Topology
 
 
@@ -125,6 +126,7 @@ class AttachedTopo(mininet.topo.Topo):  # type: ignore[misc]
 
 def attach(topology: Topology, pids: Mapping[str, int]) -> AttachedNet:
     """The network as Mininet's objects, each host and the router with its addresses."""
+    os.environ |= tool_env()  # Mininet looks for its tools on an ordinary user's PATH, and ends where it finds none
     mininet.net.Mininet.inited = True  # its initialisation would set sysctls in the lab
     mininet.log.setLogLevel("output")
     net = AttachedNet(topo=AttachedTopo(topology=topology, pids=pids), host=AttachedHost, switch=AttachedSwitch,
