@@ -126,7 +126,7 @@ class AttachedTopo(mininet.topo.Topo):  # type: ignore[misc]
 
 def attach(topology: Topology, pids: Mapping[str, int]) -> AttachedNet:
     """The network as Mininet's objects, each host and the router with its addresses."""
-    os.environ |= tool_env()  # Mininet looks for its tools on an ordinary user's PATH, and ends where it finds none
+    os.environ.update(tool_env())  # Mininet seeks its tools on the PATH, where an ordinary user has none, and would end
     mininet.net.Mininet.inited = True  # its initialisation would set sysctls in the lab
     mininet.log.setLogLevel("output")
     net = AttachedNet(topo=AttachedTopo(topology=topology, pids=pids), host=AttachedHost, switch=AttachedSwitch,
