@@ -114,7 +114,7 @@ def capture(
         raise fail(f"{file}: {err.strerror}", EXIT_USAGE) from None
     if file == "-" and sys.stdout.isatty():
         raise fail("labctl: a capture is not for a terminal; redirect it, or name a file with -o", EXIT_USAGE)
-    argv = capturing(pid, expression or [], count)
+    argv = capturing(entry.init, expression or [], count)
     argv = ["timeout", "--signal=INT", "--preserve-status", str(seconds), *argv] if seconds else argv
     status = on_host(entry, pid, argv, stdout=target)
     if status not in (0, 130):
@@ -123,12 +123,12 @@ def capture(
         print(f"wrote {file}: {Path(file).stat().st_size} bytes", file=sys.stderr)
 
 
-def capturing(pid: int, expression: list[str], count: int | None) -> list[str]:
-    """The command that captures on the host of process `pid`: tcpdump, or sniff.py where tcpdump cannot be itself."""
+def capturing(init: int, expression: list[str], count: int | None) -> list[str]:
+    """The command that captures in the run whose first process is `init`: tcpdump, or sniff.py where tcpdump cannot be itself."""
     from lab.hosts import sniff
     from lab.isolation import tool_env
 
-    if Path(f"/proc/{pid}/setgroups").read_text().strip() != "deny":
+    if Path(f"/proc/{init}/setgroups").read_text().strip() != "deny":
         return ["tcpdump", "-i", "any", "-U", "-n", "-w", "-", "-Z", "root", *(["-c", str(count)] if count else []),
                 *expression]
     compiled = ""

@@ -56,7 +56,9 @@ class _Asked:
     def _popen(self, cmd: list[str], **params: Any) -> subprocess.Popen[bytes]:
         if cmd[0] != "mnexec" or "bash" not in cmd:
             return subprocess.Popen(cmd, **params)
-        into = ["nsenter", "-t", str(self.params["held"]), "-a", "--"] if "held" in self.params else []
+        # not -a: that would also enter the cgroup namespace, which a host shares with the machine and a user may not
+        into = ["nsenter", "-t", str(self.params["held"]), "-m", "-u", "-i", "-n", "-p", "--"] if (
+            "held" in self.params) else []
         return subprocess.Popen([*into, *cmd[cmd.index("env"):]], start_new_session=True,
                                 preexec_fn=_own_terminal, **params)  # noqa: PLW1509 (the prompt has one thread)
 
