@@ -124,7 +124,7 @@ def capture(
 
 
 def capturing(init: int, expression: list[str], count: int | None) -> list[str]:
-    """The command that captures in the run whose first process is `init`: tcpdump, or sniff.py where tcpdump cannot be itself."""
+    """The command that captures in the run whose first process is `init`: tcpdump, or sniff.py where that cannot."""
     from lab.hosts import sniff
     from lab.isolation import tool_env
 
