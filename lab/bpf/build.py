@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -14,24 +15,39 @@ from lab.packages import apt_line
 
 FLAGS = ("-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-mcpu=v3")
 PACKAGES = ("clang", "linux-libc-dev")
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 class BpfBuildError(RuntimeError):
     """The program could not be compiled; the message says why and what to do."""
 
 
-def compiled(source: Path, out_dir: Path | None = None) -> bytes:
-    """The BPF object of the C file `source`, compiled with clang unless this very source was before.
+def compiled(source: Path, out_dir: Path | None = None, flags: tuple[str, ...] = ()) -> bytes:
+    """The BPF object of the C file `source`, compiled with clang (and `flags`) unless this very source was before.
 
     Kept in `out_dir`: by default `_build` beside the source, or the user's cache where that cannot be written to.
-    Headers are the kernel's own alone (<linux/…>). Raises BpfBuildError.
+    Headers are the kernel's own (<linux/…>) and those beside the source. Raises BpfBuildError.
     """
-    text = source.read_bytes()
-    name = f"{source.name.partition('.')[0]}-{hashlib.sha256(' '.join(FLAGS).encode() + text).hexdigest()[:16]}.o"
-    target = (out_dir or _place(source.parent)) / name
+    digest = hashlib.sha256(" ".join((*FLAGS, *flags)).encode())
+    for path in (source, *sorted(_included(source))):
+        digest.update(path.read_bytes())
+    target = (out_dir or _place(source.parent)) / f"{source.name.partition('.')[0]}-{digest.hexdigest()[:16]}.o"
     if not target.exists():
-        _compile(source, target)
+        _compile(source, target, flags)
     return target.read_bytes()
+
+
+def _included(source: Path) -> set[Path]:
+    """Every file that `source` includes by a name in quotes, directly or not: all lie beside it."""
+    found: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        for name in _INCLUDE.findall(waiting.pop().read_text()):
+            path = source.parent / name
+            if path not in found:
+                found.add(path)
+                waiting.append(path)
+    return found
 
 
 def _place(beside: Path) -> Path:
@@ -41,7 +57,7 @@ def _place(beside: Path) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labctl"
 
 
-def _compile(source: Path, target: Path) -> None:
+def _compile(source: Path, target: Path, flags: tuple[str, ...]) -> None:
     clang = shutil.which("clang")
     if clang is None:
         raise BpfBuildError(f"{source.name}: clang is not installed; {apt_line(PACKAGES)}")
@@ -51,7 +67,7 @@ def _compile(source: Path, target: Path) -> None:
     include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or 'x86_64-linux-gnu'}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([clang, *FLAGS, include, "-c", str(source), "-o", str(unfinished)],
+        done = subprocess.run([clang, *FLAGS, *flags, include, "-c", str(source), "-o", str(unfinished)],
                               capture_output=True, text=True, check=False)
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
