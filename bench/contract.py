@@ -68,6 +68,14 @@ class Guarded:
         self._each("sightings", found, Sighting)
         return found
 
+    def ask(self, host: str, verb: str, *words: str) -> tuple[str, ...]:
+        """The command by which its agent on `host` answers in JSON. Only arms with agents that can be asked have it."""
+        asks = getattr(self._enforcer, "ask", None)
+        if asks is None:
+            raise EnforcerError(f"arm '{self.name}' has no agent that can be asked; "
+                                "labctl up SCENARIO --arm agent-ebpf has")
+        return tuple(self._call("ask", lambda: asks(host, verb, *words)))
+
     def _call(self, verb: str, ask: Callable[[], T]) -> T:
         try:
             return ask()

@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from bench import registry
-from bench.contract import EnforcerError
+from bench.asking import Agents, AskError, from_request
+from bench.contract import EnforcerError, Guarded
 from bench.explain import Seen, explain
 from bench.instruments import nft_trace
 from bench.instruments.probe import attempt as to_attempt
@@ -25,7 +26,7 @@ from lab.hosts.build import build
 from lab.hosts.control import ServiceError
 from lab.hosts.roles import actors
 from lab.isolation import ENTRY_DIR, RunIdentity, heed_interrupt
-from lab.model import Enforcer, Flow, Native, Observation, Scenario
+from lab.model import Flow, Native, Observation, Scenario
 from lab.policy import flows
 from lab.users import one_user
 
@@ -41,7 +42,7 @@ class StandingLab:
 
     def __init__(self, scenario: Scenario, arm: str, me: RunIdentity, testbed: mininet_lab.MininetTestbed) -> None:
         self.scenario, self.arm, self.me, self.testbed = scenario, arm, me, testbed
-        self.enforcers: dict[str, Enforcer] = {}
+        self.enforcers: dict[str, Guarded] = {}
         self.natives: dict[str, Native] = {}
         self.unsupported: dict[str, str] = {}
         self._places: dict[str, Enforcement] = {}
@@ -79,6 +80,15 @@ class StandingLab:
                 seen[name] = self._tried(flow)
         found = explain(flow, self.scenario, self.enforcers, self.natives, seen)
         return {**asdict(replace(found, unsupported=self.unsupported)), "flow": str(flow), "standing": self.arm}
+
+    def agent(self, request: Mapping[str, Any], tell: Reply) -> dict[str, Any]:
+        """What the agents of the standing arm say of themselves, or of a flow. Nothing is tried."""
+        agents = Agents(self.scenario, self.enforcers[self.arm], self.testbed)
+        what, host = from_request(request)
+        tell({"progress": f"asking {host or 'every agent'}"})
+        if what == "explain":
+            return agents.explain(self._flow(request["flow"]), host)
+        return agents.tell(what, host)
 
     def close(self) -> None:
         self._places[self.arm].down()
@@ -188,13 +198,13 @@ def _one(connection: socket.socket, lab: StandingLab) -> bool:
         if verb == "down":
             reply({"ok": {}})
             return False
-        verbs = {"status": lab.status, "probe": lab.probe, "explain": lab.explain}
+        verbs = {"status": lab.status, "probe": lab.probe, "explain": lab.explain, "agent": lab.agent}
         if verb not in verbs:
             reply({"error": f"labctl: the lab knows no '{verb}'; is it of another version?"})
             return True
         try:
             reply({"ok": verbs[verb](request, reply)})
-        except (StandingError, EnforcerError, DeployError, ServiceError) as err:
+        except (StandingError, EnforcerError, DeployError, ServiceError, AskError) as err:
             reply({"error": str(err)})
     return True
 

@@ -5,6 +5,7 @@ A feature is a record: what it is for, how to try it, and the one command that m
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import http.client
 import os
@@ -132,6 +133,19 @@ def _python3() -> Lack | None:
 def _iperf3() -> Lack | None:
     here = shutil.which("iperf3", path=tool_env()["PATH"])
     return None if here else Lack("iperf3 is not installed", apt_line(["iperf3"]))
+
+
+def _clang() -> Lack | None:
+    here = shutil.which("clang", path=tool_env()["PATH"])
+    return None if here else Lack("clang is not installed", apt_line(["clang", "linux-libc-dev"]))
+
+
+def _libbpf() -> Lack | None:
+    try:
+        ctypes.CDLL("libbpf.so.1")
+    except OSError:
+        return Lack("libbpf.so.1 is not installed", apt_line(["libbpf1"]))
+    return None
 
 
 def _cgroup2() -> Lack | None:
@@ -295,6 +309,8 @@ CHECKS: Mapping[str, Check] = _named((
     Check("sock-diag", "which process owns a socket", _sock_diag),
     Check("python3", "agents that are Python programs", _python3),
     Check("iperf3", "bulk throughput", _iperf3),
+    Check("clang", "kernel programs, compiled here", _clang),
+    Check("libbpf", "loading kernel programs", _libbpf),
     Check("cgroup2", "CPU and memory of hosts and agents", _cgroup2),
     Check("several-users", "processes of different users", _several_users),
     Check("bpf", "programs in the kernel", _bpf),

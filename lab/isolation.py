@@ -26,6 +26,7 @@ from lab.runs import Entry, Kind, remove_cgroup
 
 RUN_DIR = Path("/run/labctl")  # inside the run only: /run is a tmpfs of the run's own there
 ENTRY_DIR = RUN_DIR / "entry"  # inside the run: its entry in the registry outside
+BPF_DIR = RUN_DIR / "bpf"  # inside the run: a bpffs, in which kernel programs of its own outlive who loaded them
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 _CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
@@ -186,6 +187,9 @@ def _private_mounts(entry: Path) -> None:
     ENTRY_DIR.mkdir(mode=0o700)
     mount(f"/proc/self/fd/{outside}", str(ENTRY_DIR), None, _MS_BIND)
     os.close(outside)
+    BPF_DIR.mkdir(mode=0o700)
+    with contextlib.suppress(OSError):  # without BPF in the kernel nothing will be kept there
+        mount("bpf", str(BPF_DIR), "bpf", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "mode=700")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.analysis.stats import percentile
+from bench.instruments import as_declared
 from lab.backends.base import HostProcess, Testbed
 from lab.hosts.attempts import Actor, LoopResult
 from lab.model import Flow
 
+BULK_TIMEOUT_S = 30.0
 BULK_BYTES = "400M"  # about half a second; iperf3 counts time in whole seconds only
 BULK_BITS = 8 * 400 * 2**20
 Loop = Callable[[], LoopResult]
@@ -138,24 +140,30 @@ def _cpu_s(testbed: Testbed) -> float:
 def bulk(testbed: Testbed, flow: Flow) -> float | None:
     """Received bits per second of one iperf3 stream of BULK_BITS along `flow`; None where iperf3 has no result.
 
-    The service lends its port, so that the policy applies.
+    The service lends its port, so that the policy applies. Both ends are iperf3 at the path, and under the user, of the
+    flow's declared processes: whatever an arm tells them by.
     """
     server, port = _server(testbed, flow), str(flow.port)
     address = testbed.topology.hosts[flow.target].address(flow.family)
+    iperf3 = as_declared.installed("iperf3", "iperf3")
+    here = as_declared.placed(testbed, flow.source, flow.process, iperf3)
+    there = as_declared.placed(testbed, flow.target, flow.target_process, iperf3)
     testbed.services.request(server, "unlisten", "tcp", port)
     try:
-        listener = testbed.spawn(flow.target, ["iperf3", "-s", "-1", "-p", port, "--forceflush"],
+        listener = testbed.spawn(flow.target, [there, "-s", "-1", "-p", port, "--forceflush"],
                                  process=flow.target_process)
         try:
             _await_listening(listener)
-            done = testbed.run(flow.source, ["iperf3", "-c", address, "-p", port, "-n", BULK_BYTES, "-J",
-                                             "--connect-timeout", "2000"])
+            sender = testbed.spawn(flow.source, [here, "-c", address, "-p", port, "-n", BULK_BYTES, "-J",
+                                                 "--connect-timeout", "2000"], process=flow.process)
+            said = sender.stdout.read()
+            sender.wait(BULK_TIMEOUT_S)
         finally:
             _end(listener)
     finally:
         testbed.services.request(server, "listen", "tcp", port)
     try:
-        return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"])
+        return float(json.loads(said)["end"]["sum_received"]["bits_per_second"])
     except (ValueError, KeyError):
         return None
 

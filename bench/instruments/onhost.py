@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.instruments import as_declared
 from bench.instruments.traffic import interpreter
 from lab.backends.base import HostProcess, Testbed
 from lab.hosts.attempts import Actor
@@ -34,8 +35,9 @@ def place(testbed: Testbed, hosts: Sequence[str]) -> None:
 
 
 def start(testbed: Testbed, host: str, program: str, *words: str, process: str | None = None) -> HostProcess:
-    """Start one of the placed programs, as the user of a declared process or as root."""
-    return testbed.spawn(host, [PYTHON, "-S", program, *words], process=process, env=_ENVIRONMENT)
+    """Start one of the placed programs, as a declared process (its path and its user) or as root."""
+    python = as_declared.placed(testbed, host, process, interpreter()) if process else PYTHON
+    return testbed.spawn(host, [python, "-S", program, *words], process=process, env=_ENVIRONMENT)
 
 
 def client(testbed: Testbed, host: str, *words: str, process: str) -> dict[str, Any]:

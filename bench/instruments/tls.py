@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.instruments import onhost
+from bench.instruments import as_declared, onhost
 from lab.backends.base import HostProcess, Testbed
 from lab.model import Flow
 
@@ -48,9 +48,10 @@ def measure(testbed: Testbed, flow: Flow, seconds: float) -> Handshakes:
     """Handshakes along `flow` for `seconds`; `onhost.place` first. Raises ProgramError, OSError."""
     address = testbed.topology.hosts[flow.target].address(flow.family)
     testbed.put(flow.target, {_PEM: certificate()})
+    openssl = as_declared.placed(testbed, flow.target, flow.target_process, as_declared.installed("openssl", "openssl"))
     with onhost.lent_port(testbed, flow):
         # Its complaints about clients that hang up are not ours to show.
-        server = testbed.spawn(flow.target, ["sh", "-c", f"exec openssl s_server -accept {flow.port} -cert {_PEM} "
+        server = testbed.spawn(flow.target, ["sh", "-c", f"exec {openssl} s_server -accept {flow.port} -cert {_PEM} "
                                              f"-key {_PEM} -no_ticket -www 2>/dev/null"], process=flow.target_process)
         try:
             _await_accepting(server, flow.target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lab.bpf.syscall import Map
 
@@ -39,13 +39,18 @@ class Ring:
         self._consumer.close()
         self._producer.close()
 
-    def drain(self) -> bytes:
-        """All finished records since the last call: each with its 8-byte header, as `split` takes them."""
+    def drain(self, keep: Callable[[bytes], object] | None = None) -> bytes:
+        """All finished records since the last call: each with its 8-byte header, as `split` takes them.
+
+        `keep` is given them while they are still in the ring: who dies before it returns leaves them to the next.
+        """
         begin = self._position.value
         (end,) = _WORD.unpack_from(self._producer, 0)
         at = self._finished(begin, end)
         start = self._page + begin % self._size
         content = self._producer[start : start + at - begin]
+        if keep is not None and content:
+            keep(content)
         self._position.value = at
         return content
 

@@ -12,8 +12,8 @@ import platform
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+StrPath = str | os.PathLike[str]
 HASH, ARRAY, LPM_TRIE, RINGBUF = 1, 2, 11, 27
 NO_PREALLOC = 1
 ANY, NOEXIST = 0, 1
@@ -58,13 +58,13 @@ def info(fd: int, size: int = 256) -> bytes:
     return buffer.raw
 
 
-def pin(fd: int, path: Path) -> None:
+def pin(fd: int, path: StrPath) -> None:
     """Keep an object under a name in a bpf file system, until that is unlinked."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     bpf(_OBJ_PIN, struct.pack("<QI", address(name), fd))
 
 
-def pinned(path: Path) -> int:
+def pinned(path: StrPath) -> int:
     """The object pinned at `path`, as a descriptor."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     return bpf(_OBJ_GET, struct.pack("<QI", address(name), 0))[0]
@@ -119,7 +119,7 @@ class Map:
         self.kind, _id, self.key_size, self.value_size, self.entries, self.flags = struct.unpack_from("<6I", info(fd))
 
     @classmethod
-    def at(cls, path: Path) -> Map:
+    def at(cls, path: StrPath) -> Map:
         """The map pinned at `path`."""
         return cls(pinned(path))
 

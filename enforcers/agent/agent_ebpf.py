@@ -1,0 +1,101 @@
+"""The host agent in the kernel: who asks and who is asked, told by executable and user, on both sides of a connection.
+
+What it cannot know is said: the owner at an end without an agent, and, of a datagram between two hosts, the other end's
+owner (enforcers.agent.ebpf.effective). Everything else is enforced as the policy is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+from enforcers.agent.ebpf import bundle
+from enforcers.agent.ebpf.classes import Rules
+from enforcers.agent.ebpf.document import document, files
+from enforcers.agent.ebpf.effective import effective
+from enforcers.agent.ebpf.records import sightings
+from enforcers.agent.ebpf.tables import tables
+from lab.model import (
+    Approximation,
+    Deployment,
+    Feature,
+    Flow,
+    Native,
+    Point,
+    Policy,
+    Sighting,
+    Topology,
+)
+
+Mode = Literal["off", "monitor", "enforce"]
+OnSilence = Literal["ignored", "opens", "closes"]
+
+
+class AgentEbpf:
+    """Process and user on both sides, enforced in the kernel by eBPF, with telemetry by flow."""
+
+    name = "agent-ebpf"
+
+    def __init__(self, mode: Mode = "enforce", on_silence: OnSilence = "ignored") -> None:
+        self.mode: Mode = mode
+        self.on_silence: OnSilence = on_silence
+
+    def needs(self) -> tuple[Feature, ...]:
+        return (
+            Feature("bpf", "verdicts are reached by programs in the kernel"),
+            Feature("btf", "the programs find the kernel's own fields by its type information"),
+            Feature("cgroup2", "the programs are attached to the hosts' control groups"),
+            Feature("cgroup-bpf", "sockets and packets are judged by the control group they belong to"),
+            Feature("libbpf", "the agent loads its programs with it"),
+            Feature("clang", "the programs are compiled on this machine"),
+            Feature("python3", "the agent is a Python 3.11 program without dependencies"),
+        )
+
+    def compile(self, policy: Policy, topology: Topology) -> Native:
+        """The tables of every host that takes an agent; an owner is approximated only where no end can know it."""
+        meant, approximations = effective(policy, topology)
+        rules = Rules(policy, topology)
+        texts, count = {}, 0
+        for host in topology.hosts.values():
+            if host.takes_agent:
+                made = tables(host, rules)
+                texts[Point("host", host.name)] = document(host, made, rules, self._settings())
+                count += len(made.verdicts)
+        return Native(texts, meant, approximations, count)
+
+    def render(self, native: Native, topology: Topology) -> Deployment:
+        """The agent, its kernel program and the host's tables on every host that takes an agent."""
+        return {point: bundle.plan(point.host, *files(text), bundle.program()) for point, text in native.rules.items()}
+
+    def covers(self, flow: Flow, topology: Topology) -> bool:
+        """Either end has an agent: the one that asks decides at its host, the one that is asked at its own."""
+        return topology.hosts[flow.source].takes_agent or topology.hosts[flow.target].takes_agent
+
+    def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterable[Sighting]:
+        return sightings(point, lines)
+
+    def ask(self, host: str, verb: str, *words: str) -> tuple[str, ...]:
+        """The command by which the agent of `host` answers `labctl agent`."""
+        return bundle.command(host, verb, *words)
+
+    def _settings(self) -> dict[str, str]:
+        return {"mode": self.mode, "on_silence": self.on_silence}
+
+
+class AgentEbpfMonitor(AgentEbpf):
+    """The same agent before anyone dares to enforce: it records what it would deny, and lets it pass."""
+
+    name = "agent-ebpf-monitor"
+
+    def __init__(self) -> None:
+        super().__init__("monitor")
+
+    def compile(self, policy: Policy, topology: Topology) -> Native:
+        """The agent's own tables, whose effect is that everything passes."""
+        passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
+        return replace(super().compile(policy, topology), effective=Policy("allow", ()), approximations=(passed,))
+
+    def covers(self, flow: Flow, topology: Topology) -> bool:
+        """Nothing: a monitor decides nothing."""
+        return False

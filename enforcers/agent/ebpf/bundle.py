@@ -1,0 +1,62 @@
+"""The agent as files, the same byte for byte wherever they are made, and the plan that runs it on a host."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from lab.bpf.build import compiled
+from lab.model import PointPlan
+
+AGENT_DIR = "/run/host/agent-ebpf"
+PYTHON = ("/usr/bin/python3", "-I", "-S")  # no site packages, no environment: the standard library alone
+_MAIN = "import sys\nfrom daemon.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+_BINDING = ("__init__.py", "libbpf.py", "ring.py", "syscall.py")  # of the lab's, standard library alone
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can say
+
+
+@cache
+def zipapp() -> bytes:
+    """agent.pyz: the daemon's package, the binding to the kernel and a `__main__`; uncompressed, since zlib varies."""
+    sources = {f"daemon/{item.name}": item.read_bytes() for item in files("enforcers.agent.ebpf.daemon").iterdir()
+               if item.name.endswith(".py")}
+    sources |= {f"lab/bpf/{name}": (files("lab.bpf") / name).read_bytes() for name in _BINDING}
+    sources["lab/__init__.py"] = b""
+    sources["__main__.py"] = _MAIN.encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(sources):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.create_system, entry.external_attr = 3, 0o600 << 16
+            archive.writestr(entry, sources[name])
+    return b"#!/usr/bin/python3 -IS\n" + buffer.getvalue()
+
+
+def program() -> bytes:
+    """The kernel's programs, compiled on this machine at set-up."""
+    return compiled(Path(str(files("enforcers.agent.ebpf.kernel") / "agent.bpf.c")))
+
+
+def command(host: str, verb: str, *more: str) -> tuple[str, ...]:
+    """A command of the agent on `host`, which answers in JSON where it has something to say."""
+    return (*PYTHON, f"{AGENT_DIR}/agent.pyz", verb, "--host", host, "--dir", AGENT_DIR, *more)
+
+
+def plan(host: str, policy: bytes, tables: bytes, program: bytes) -> PointPlan:
+    """What to place and run on one host: the agent, the kernel's program, the host's policy."""
+    return PointPlan(
+        files={
+            f"{AGENT_DIR}/agent.pyz": zipapp(),
+            f"{AGENT_DIR}/agent.bpf.o": program,
+            f"{AGENT_DIR}/policy.json": policy,
+            f"{AGENT_DIR}/tables.bin": tables,
+        },
+        up=(command(host, "start"),),
+        ready=command(host, "ready"),
+        update=(command(host, "update"),),
+        collect=command(host, "collect"),
+        down=(command(host, "stop"),),
+    )

@@ -1,0 +1,334 @@
+"""The hosts that this agent serves: their policies, their executables, their telemetry."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from contextlib import suppress
+from itertools import chain
+
+from . import telemetry
+from .executables import Executables, open_on, processes, running
+from .host import Host, by_names, by_process, path_of, placed, wanted
+from .kernel import MODES, Kernel, Tables
+from .place import AgentError, Place, load_json, remove, write
+from .spool import Spool
+from .telemetry import EXEC, FIRST_SEEN, HANDED_ON, Exec, Teller
+from .watches import Watches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+_VERSION = 1
+
+
+class Hosts:
+    """Every host by name. What a dead agent served is taken over from what it wrote down."""
+
+    def __init__(self, place: Place, kernel: Kernel) -> None:
+        self._place, self._kernel = place, kernel
+        self.executables = Executables()
+        self._hosts: dict[str, Host] = {}
+        self._by_cookie: dict[int, Host] = {}
+        self._met: dict[str, tuple[str, int, tuple[int, ...]]] = {}
+        self.watches = Watches()
+        self._spool = Spool(f"{place.shared}/spool")
+        self._names = place.names
+        self._know_names()
+        for name in sorted(os.listdir(place.members)):
+            if not name.endswith(".new"):
+                self._take_over(place.member(name))
+
+    def any(self) -> bool:
+        return bool(self._hosts)
+
+    def names(self) -> list[str]:
+        return sorted(self._hosts)
+
+    def number_of(self, path: str) -> int:
+        """The number of an executable that was looked at, by its path; 0 where none was."""
+        return next((number for number, known in self.executables.paths.items() if known == path), 0)
+
+    def get(self, name: str) -> Host:
+        if name not in self._hosts:
+            raise AgentError(f"{name}: has no policy in force here; start it first")
+        return self._hosts[name]
+
+    def met(self, name: str, directory: str, cookie: int, *handles: int) -> None:
+        """A host speaks: where its files, processes and network are."""
+        if name in self._hosts and self._hosts[name].cookie == cookie:
+            self._hosts[name].meet(handles)
+            return
+        for handle in self._met.pop(name, ("", 0, ()))[2]:
+            os.close(handle)
+        self._met[name] = (directory, cookie, handles)
+
+    # --- policies ---
+
+    def prepare(self, name: str) -> None:
+        """First half of joining: a host's executables have names, so that its tasks and sockets can be tagged."""
+        known = self._hosts.get(name)
+        if known is not None and name not in self._met:
+            known.policy = self._read(known)
+            self._name_all(known)
+            return
+        if known is not None:  # the same name, but another network: that host is gone
+            self.leave(name)
+        directory, cookie, handles = self._met.pop(name)
+        used = {host.index for host in self._hosts.values()}
+        host = Host(name, directory, cookie, next(index for index in range(len(used) + 1) if index not in used))
+        host.meet(handles)
+        self._hosts[name] = self._by_cookie[cookie] = host
+        host.policy = self._read(host)
+        host.teller = self._teller(host.policy)
+        self._name_all(host)
+
+    def join(self, name: str) -> None:
+        """Put a host's policy in force; what is established and forbidden is cut."""
+        host = self.get(name)
+        self._apply(host, self._read(host))
+
+    def update(self, name: str) -> None:
+        """Change over to newly placed tables: one write, then what they forbid is cut."""
+        host = self.get(name)
+        self._apply(host, self._read(host))
+
+    def mode(self, name: str, words: list[str]) -> None:
+        """Another mode, in one write; the tables stay."""
+        host = self.get(name)
+        if len(words) != 1 or words[0] not in MODES:
+            raise AgentError(f"mode: say one of {', '.join(MODES)}")
+        assert host.policy is not None
+        self._switch(host, {**host.policy, "mode": words[0]}, host.slot)
+
+    def leave(self, name: str) -> None:
+        host = self._hosts.pop(name, None)
+        if host is None:
+            remove(self._place.member(name))
+            return
+        self._by_cookie.pop(host.cookie, None)
+        self._kernel.forget(host.cookie, host.index)
+        self._kernel.unguard(host.name)
+        self.watches.forget(name)
+        host.meet(())
+        remove(self._place.member(name))
+        self._spool.drop(name)
+
+    def check(self, name: str) -> None:
+        """Raises AgentError where a host's policy is not what the kernel has in force."""
+        host = self.get(name)
+        config = self._kernel.config(host.cookie)
+        if host.policy is None or config is None:
+            raise AgentError(f"{name}: not in force: the kernel holds nothing for it")
+        if (config["epoch"], config["slot"]) != (host.epoch, host.slot):
+            raise AgentError(f"{name}: not in force: the kernel holds another policy for it")
+
+    def _apply(self, host: Host, policy: dict[str, Any]) -> None:
+        tables = Tables(policy["tables"], placed(host, "tables.bin"))
+        begun = time.monotonic()
+        slot = host.slot ^ 1 if host.epoch else host.slot
+        self._kernel.fill(slot, tables)
+        self._switch(host, policy, slot)
+        host.update_ms = round((time.monotonic() - begun) * 1000, 3)
+
+    def _switch(self, host: Host, policy: dict[str, Any], slot: int) -> None:
+        host.epoch = self._kernel.switch(host.cookie, host.index, slot, policy)
+        host.slot, host.policy, host.teller = slot, policy, self._teller(policy)
+        write(self._place.member(host.name), host.as_json())
+        self._keep(telemetry.split(self._kernel.walk("tcp_revoke", host.net)))
+
+    def _take_over(self, path: str) -> None:
+        kept = load_json(path)
+        host = Host(kept["name"], kept["directory"], kept["cookie"], kept["index"])
+        host.slot, host.epoch, host.policy = kept["slot"], kept["epoch"], kept["policy"]
+        host.teller = self._teller(host.policy) if host.policy else None
+        host.counters = self._spool.remembered(host.name)
+        if host.policy:
+            self.executables.expect((path, sha256) for _, path, sha256 in host.policy["executables"])
+        self._hosts[host.name] = self._by_cookie[host.cookie] = host
+
+    def _read(self, host: Host) -> dict[str, Any]:
+        try:
+            policy: dict[str, Any] = json.loads(placed(host, "policy.json"))
+        except ValueError as err:
+            raise AgentError(f"{host.directory}/policy.json: {err}; deploy it again") from err
+        if policy.get("version") != _VERSION:
+            raise AgentError(f"{host.directory}/policy.json: version {policy.get('version')!r}; "
+                             f"this agent reads version {_VERSION}")
+        return policy
+
+    def _teller(self, policy: dict[str, Any]) -> Teller:
+        users = {int(uid): user for uid, user in policy["users"].items()}
+        return Teller(self.executables.paths.get, users, policy["rules"], policy["addresses"])
+
+    # --- executables ---
+
+    def _name_all(self, host: Host) -> None:
+        """Name what rules ask for and what runs, before anything of it connects."""
+        assert host.policy is not None
+        self.executables.expect((path, sha256) for _, path, sha256 in host.policy["executables"])
+        found: dict[int, str] = {}
+        self._watch(host, {os.path.dirname(path) for path in wanted(host)})
+        for path in sorted(wanted(host)):
+            with suppress(OSError):  # not installed on this host
+                found[open_on(host.root, path)] = path
+        for pid in processes(host.proc):
+            with suppress(OSError):  # gone meanwhile, or of the kernel
+                handle, path = running(host.proc, pid)
+                found[handle] = path
+        try:
+            self._name(found)
+        finally:
+            for handle in found:
+                os.close(handle)
+
+    def _watch(self, host: Host, directories: set[str]) -> None:
+        self.watches.forget(host.name)
+        for directory in sorted(directories):
+            with suppress(OSError):  # not there on this host
+                handle = open_on(host.root, directory)
+                self.watches.watch(host.name, directory, handle)
+                os.close(handle)
+
+    def look_again(self) -> None:
+        """Name what was written or moved to where rules look."""
+        for name, path in self.watches.due():
+            host = self._hosts.get(name)
+            if host is not None and host.handles and path in wanted(host):
+                with suppress(OSError):  # gone again
+                    handle = open_on(host.root, path)
+                    try:
+                        self._name({handle: path})
+                    finally:
+                        os.close(handle)
+
+    def _name(self, found: dict[int, str], provisional: int = 0) -> None:
+        keys = self._kernel.keys_of(list(found))
+        for handle, path in found.items():
+            if handle in keys:
+                named = self.executables.look(handle, path)[1]
+                self._kernel.name(keys[handle], named.id, provisional)
+                self._call(named.id, path)
+                if provisional:
+                    self._call(provisional, path)
+
+    def _call(self, number: int, path: str) -> None:
+        """Tell this number by this path from now on, also the next agent."""
+        if number not in self._written:
+            self._written.add(number)
+            self.executables.paths[number] = path
+            with open(self._names, "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(f"{number} {path}\n")
+
+    def _know_names(self) -> None:
+        self._written: set[int] = set()
+        with suppress(FileNotFoundError), open(self._names, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                number, _, path = line.rstrip("\n").partition(" ")
+                if path:
+                    self.executables.paths[int(number)] = path
+                    self._written.add(int(number))
+
+    def _executed(self, event: Exec) -> None:
+        """Somebody executes what nobody has looked at: name it, by its process while that lives, else by its path."""
+        host = self._by_cookie.get(event.netns)
+        if host is None or not host.handles:
+            return
+        for find in (by_process, by_names):
+            with suppress(OSError):
+                handle, path = find(host, event)
+                try:
+                    if self._kernel.keys_of([handle]).get(handle) != event.exe:
+                        continue  # another one by now: the process went on, or the file was replaced
+                    self._name({handle: path}, event.id)
+                    self._kernel.touch(host.index)
+                    return
+                finally:
+                    os.close(handle)
+        host.seen["executables gone"] += 1
+        known = path_of(host, event)
+        if known:
+            self._call(event.id, known)
+
+    # --- telemetry ---
+
+    def pump(self) -> None:
+        """Take in what the kernel has to say."""
+        self._kernel.drain("events", self._hear)
+        self._kernel.drain("records", self._keep)
+
+    def _hear(self, events: list[bytes]) -> None:
+        for event in events:
+            kind = telemetry.kind_of(event)
+            if kind == EXEC:
+                self._executed(Exec(event))
+            elif kind == FIRST_SEEN:
+                self._count(telemetry.netns_of(event), "first seen")
+            elif kind == HANDED_ON:
+                self._count(telemetry.netns_of_handed_on(event), "handed on")
+
+    def tick(self) -> None:
+        """Say for every host that its agent lives."""
+        for host in self._hosts.values():
+            self._kernel.expect(host.index)
+
+    def _count(self, cookie: int, what: str) -> None:
+        host = self._by_cookie.get(cookie)
+        if host is not None:
+            host.seen[what] += 1
+
+    def _keep(self, records: Iterable[bytes]) -> None:
+        """Write them down, by host."""
+        found: dict[str, list[bytes]] = {}
+        for record in records:
+            host = self._by_cookie.get(telemetry.netns_of(record))
+            if host is not None:
+                found.setdefault(host.name, []).append(record)
+                if telemetry.is_denied(record):
+                    host.recent.append(record)
+        for name, some in found.items():
+            self._hosts[name].lost["records"] += self._spool.append(name, some)
+
+    def collect(self, name: str) -> Iterator[bytes]:
+        """What happened on a host since the last call, and every flow that is open now with its counters so far."""
+        host = self.get(name)
+        self.pump()
+        done = list(telemetry.split(self._spool.take(name)))
+        live = self.live(host)
+        assert host.teller is not None
+        teller, header = host.teller, self._header(host, done, live)
+        return telemetry.lines(chain([header], (teller.flow(record) for record in chain(done, live))))
+
+    def delivered(self, name: str) -> None:
+        """What `collect` gave has arrived."""
+        host = self.get(name)
+        self._spool.delivered(name)
+        self._spool.remember(name, host.counters)
+
+    def live(self, host: Host) -> list[bytes]:
+        """Every flow of a host that is open now."""
+        tcp = list(telemetry.split(self._kernel.walk("tcp_flows", host.net)))
+        datagrams = [record for record in telemetry.split(self._kernel.datagrams())
+                     if telemetry.netns_of(record) == host.cookie]
+        return tcp + datagrams
+
+    def _header(self, host: Host, done: list[bytes], live: list[bytes]) -> dict[str, Any]:
+        since, host.since = host.since, time.monotonic()
+        counters = self._kernel.counters(host.index)
+        new = {name: value - host.counters.get(name, 0) for name, value in counters.items()}
+        host.counters = counters
+        lost = host.lost + Counter({"records": new["records_lost"], "events": new["events_lost"],
+                                    "memory": new["out_of_memory"]})
+        header = {
+            "t": "header", "version": 1, "mode": host.policy["mode"] if host.policy else None,
+            "since": round(since, 6), "until": round(host.since, 6), "closed": len(done), "open": len(live),
+            "lost": dict(+lost), "seen": dict(host.seen), "counters": new,
+            "cpu_s": round(time.process_time(), 4), "hosts": len(self._hosts), "update_ms": host.update_ms,
+        }
+        host.lost.clear()
+        host.seen.clear()
+        return header

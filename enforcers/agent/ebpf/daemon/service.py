@@ -1,0 +1,180 @@
+"""The agent itself: one loop over the kernel's events, the hosts' commands and a clock."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+
+from .answers import Answers
+from .hosts import Hosts
+from .kernel import Kernel, unpin
+from .place import GOT, AgentError, Place, remove
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PEERCRED = struct.Struct("=iII")  # pid, uid, gid
+_COMMAND_TIMEOUT_S = 30.0
+_BEAT_S = 1.0
+_HANDLES = 3
+
+
+class Service:
+    """Set up in the order that loses nothing: attached, then listening. What a dead agent left is taken over."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._kernel = Kernel.open(place)
+        self._hosts = Hosts(place, self._kernel)
+        self._answers = Answers(self._hosts, self._kernel)
+        remove(place.socket)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(place.socket)
+        self._listener.listen(256)  # every host of a lab at once
+
+    def run(self) -> None:
+        """Serve until the last host has left."""
+        poll = select.poll()
+        for fd in (*self._kernel.events_fds, self._hosts.watches.fileno(), self._listener.fileno()):
+            poll.register(fd, select.POLLIN)
+        beat = 0.0
+        while True:
+            ready = {fd for fd, _ in poll.poll(_BEAT_S * 1000)}
+            if self._hosts.watches.fileno() in ready:
+                self._hosts.look_again()
+            self._hosts.pump()
+            if time.monotonic() >= beat:
+                self._hosts.tick()
+                beat = time.monotonic() + _BEAT_S
+            if self._listener.fileno() in ready and self._serve_one():
+                return
+
+    def _serve_one(self) -> bool:
+        """Answer one client; whether it was the last host. Who goes away spoils nothing but their own answer."""
+        with suppress(OSError), self._listener.accept()[0] as client:
+            client.settimeout(_COMMAND_TIMEOUT_S)
+            _, uid, _ = _PEERCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+            if uid != os.geteuid():
+                return False
+            data, handles, _, _ = socket.recv_fds(client, 65536, _HANDLES)
+            try:
+                while data and not data.endswith(b"\n"):
+                    data += client.recv(65536)
+                verb, host, directory, cookie, *words = data.decode().rstrip("\n").split("\t")
+                if len(handles) == _HANDLES and verb != "leave":
+                    self._hosts.met(host, directory, int(cookie), *handles)
+                    handles = []
+                return self._answer(client, verb, host, words)
+            except ValueError:
+                client.sendall(b"error this agent does not understand that; is it of another version?\n")
+            finally:
+                for handle in handles:
+                    os.close(handle)
+        return False
+
+    def _answer(self, client: socket.socket, verb: str, host: str, words: list[str]) -> bool:
+        try:
+            said = self._carry_out(verb, host, words)
+        except (AgentError, OSError) as err:
+            client.sendall(f"error {err}\n".encode())
+            return False
+        last = verb == "leave" and not self._hosts.any()
+        if last:
+            self._end()
+        client.sendall(b"ok\n")
+        for part in said:
+            client.sendall(part)
+        if verb == "collect":
+            client.shutdown(socket.SHUT_WR)
+            if client.recv(len(GOT)) == GOT:
+                self._hosts.delivered(host)
+        return last
+
+    def _carry_out(self, verb: str, host: str, words: list[str]) -> Iterable[bytes]:
+        if verb == "prepare":
+            self._hosts.prepare(host)
+        elif verb == "join":
+            self._hosts.join(host)
+        elif verb == "leave":
+            self._hosts.leave(host)
+        elif verb == "update":
+            self._hosts.update(host)
+        elif verb == "ready":
+            self._hosts.check(host)
+        elif verb == "mode":
+            self._hosts.mode(host, words)
+        elif verb == "collect":
+            return self._hosts.collect(host)
+        else:
+            return self._answers.to(verb, host, words)
+        return ()
+
+    def _end(self) -> None:
+        """Nobody is served any more: leave nothing."""
+        self._kernel.close()
+        unpin(self._place.bpf)
+        for path in (self._place.socket, self._place.names):  # names are numbers of the kernel's own, which begins anew
+            remove(path)
+
+
+def daemonise(place: Place) -> None:
+    """Start the agent in a session of its own; returns when it answers, raises AgentError with what it said."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        _be_agent(place, write_end)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    with os.fdopen(read_end) as said:
+        answer = said.read().strip()
+    if answer != "ok":
+        raise AgentError(answer or f"the agent ended before it answered; see {place.log}")
+
+
+def _be_agent(place: Place, report: int) -> None:
+    """In the grandchild: never returns."""
+    status = 1
+    try:
+        _leave_caller(place, report)
+        lock = place.take("lock", block=False)
+        if lock is None:
+            raise AgentError(f"{place.shared}: another agent is running there; stop it first")
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        service = Service(place)
+        os.write(report, b"ok\n")
+        os.close(report)
+        service.run()
+        status = 0
+    except (AgentError, OSError) as err:
+        with suppress(OSError):  # nobody listens any more: the log has it
+            os.write(report, f"{err}\n".encode())
+        print(err, file=sys.stderr, flush=True)
+    except BaseException:  # the last frame of this process: the log is the only place to say it
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _leave_caller(place: Place, report: int) -> None:
+    """No terminal, and no descriptor of the caller's: its locks would stay held with them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((null, 0), (null, 1), (log, 2)):
+        os.dup2(source, target)
+    os.closerange(3, report)
+    os.closerange(report + 1, 4096)
