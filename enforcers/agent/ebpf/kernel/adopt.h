@@ -4,6 +4,12 @@
 #define ADOPT_H
 #include "life.h"
 
+#ifdef WITHOUT_ADOPTION
+enum { ADOPTS = 0 };
+#else
+enum { ADOPTS = 1 };
+#endif
+
 SEC("iter/task") int adopt_tasks(struct bpf_iter__task *ctx)
 {
     struct task_struct *task = ctx->task;
@@ -38,7 +44,7 @@ SEC("iter/task_file") int adopt_listeners(struct bpf_iter__task_file *ctx)
 {
     struct task_struct *task = ctx->task;
     struct sock *sk = inet_sock_of(ctx->file);
-    if (!sk || !task || task->pid != task->tgid || !listens(sk))
+    if (!ADOPTS || !sk || !task || task->pid != task->tgid || !listens(sk))
         return 0;
     struct port_key port = {.netns = sk->__sk_common.skc_net.net->net_cookie, .port = sk->__sk_common.skc_num};
     __u32 one = 1;
@@ -65,7 +71,7 @@ SEC("iter/task_file") int adopt_sockets(struct bpf_iter__task_file *ctx)
 {
     struct task_struct *task = ctx->task;
     struct sock *sk = inet_sock_of(ctx->file);
-    if (!sk || !task || task->pid != task->tgid || listens(sk))
+    if (!ADOPTS || !sk || !task || task->pid != task->tgid || listens(sk))
         return 0;
     struct sock_tag *tag = sk_storage(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
     if (!tag || tag->owner.tgid)

@@ -50,6 +50,7 @@ HELPER(long, sock_ops_flags, sock_ops_cb_flags_set, struct bpf_sock_ops *ctx, in
 HELPER(long, reserve_option, reserve_hdr_opt, struct bpf_sock_ops *ctx, __u32 size, __u64 flags);
 HELPER(long, store_option, store_hdr_opt, struct bpf_sock_ops *ctx, const void *from, __u32 size, __u64 flags);
 
+extern void *bpf_cast_to_kern_ctx(void *ctx) __attribute__((section(".ksyms")));
 extern int bpf_sock_destroy(struct sock_common *sk) __attribute__((section(".ksyms")));
 
 enum { FAMILY_V4 = 2, FAMILY_V6 = 10, FAMILY_PACKET = 17, TYPE_RAW = 3 };

@@ -110,10 +110,17 @@ NOINLINE int datagram(struct __sk_buff *skb, const struct host_config *host, con
         return host->mode != MODE_ENFORCE;
     }
     const union address *local = is_out ? &packet->from : &packet->to;
+#ifdef WITHOUT_PORT_OWNER
+    int is_new = is_over(flow, now);
+#else
     int is_new = is_over(flow, now) || !same_identity(&flow->owner, owner);
+#endif
     if (is_new)
         begin(host, &key, flow, owner, local, is_out ? DIR_OUT : DIR_IN);
     int passes = flow->passes;
+#ifdef WITHOUT_EPOCH
+    epoch = is_new ? epoch : flow->epoch;
+#endif
     if (is_new || flow->epoch != epoch) {
         struct question asked = {.remote = key.remote, .proto = key.proto, .dir = flow->dir,
                                  .port = flow->dir == DIR_OUT ? key.remote_port : key.local_port,
@@ -133,6 +140,10 @@ NOINLINE int datagram(struct __sk_buff *skb, const struct host_config *host, con
 INLINE int datagram_out(struct __sk_buff *skb, struct bpf_sock *sk)
 {
     struct packet packet;
+#ifdef WITHOUT_RAW
+    if (sk->type == TYPE_RAW)
+        return PASS;
+#endif
     struct host_config *host = host_of(netns_cookie(skb));
     if (!host)
         return PASS;
@@ -175,6 +186,9 @@ INLINE int datagram_in(struct __sk_buff *skb, struct bpf_sock *sk)
         return host->mode != MODE_ENFORCE;
     if (skipped(host, &packet.from))
         return PASS;
+#ifdef WITHOUT_UDP_IN
+    return PASS;
+#endif
     if (packet.proto == ICMP || packet.proto == ICMP6)
         return count_answer(skb, &packet);
     struct sock_tag *tag = sk_storage(&socks, sk, NULL, 0);

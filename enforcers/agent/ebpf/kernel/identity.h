@@ -33,11 +33,16 @@ NOINLINE __u32 path_hash(struct dentry *dentry)
 INLINE void key_of_file(struct file *file, struct exe_key *key)
 {
     struct inode *inode = file->f_inode;
+    __builtin_memset(key, 0, sizeof *key);
     key->inode = inode->i_ino;
+#ifndef WITHOUT_CTIME
     /* The top bit of the nanoseconds says that somebody asked (I_CTIME_QUERIED). */
     key->changed = (__u64)inode->i_ctime_sec * 1000000000ULL + (inode->i_ctime_nsec & CTIME_NS);
+#endif
     key->device = inode->i_sb->s_dev;
+#ifndef WITHOUT_PATH
     key->path = path_hash(file->f_path.dentry);
+#endif
 }
 
 /* The exe_id of a file; `is_new` where the kernel had to make one up, for user space to replace. */

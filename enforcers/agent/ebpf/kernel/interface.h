@@ -20,16 +20,24 @@ INLINE int is_icmp(struct __sk_buff *skb)
            proto == FRAGMENT;
 }
 
+/* netns_cookie() asks the packet's socket, and would say the first namespace's where a packet has none yet. */
+INLINE __u64 netns_of_device(struct __sk_buff *skb)
+{
+    struct sk_buff *packet = bpf_cast_to_kern_ctx(skb);
+    return packet->dev->nd_net.net->net_cookie;
+}
+
 NOINLINE int echo_request(struct __sk_buff *skb)
 {
     struct packet packet;
-    struct host_config *host = host_of(netns_cookie(skb));
+    __u64 netns = netns_of_device(skb);
+    struct host_config *host = host_of(netns);
     if (!host || parse(skb, ETHERNET_BYTES, &packet) || packet.is_part ||
         !((packet.proto == ICMP && packet.icmp_type == ECHO_REQUEST) ||
           (packet.proto == ICMP6 && packet.icmp_type == ECHO_REQUEST6)) ||
         skipped(host, &packet.from))
         return PASS;
-    struct datagram_key key = {.netns = netns_cookie(skb), .proto = packet.proto, .remote = packet.from,
+    struct datagram_key key = {.netns = netns, .proto = packet.proto, .remote = packet.from,
                                .remote_port = packet.from_port};
     struct datagram *flow = flow_of(&key);
     if (!flow)
@@ -67,7 +75,7 @@ SEC("tc") int interface_out(struct __sk_buff *skb)
     struct bpf_sock *sk = skb->sk;
     if (!sk || sk->family != FAMILY_PACKET)
         return TC_NEXT;
-    struct host_config *host = host_of(netns_cookie(skb));
+    struct host_config *host = host_of(netns_of_device(skb));
     if (!host || !(host->flags & REFUSES_RAW))
         return TC_NEXT;
     COUNT(host->index, packet_sockets);

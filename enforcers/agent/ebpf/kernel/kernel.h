@@ -8,6 +8,8 @@
 typedef struct { __u32 val; } kuid_t;
 struct net { __u64 net_cookie; };
 typedef struct { struct net *net; } possible_net_t;
+struct net_device { possible_net_t nd_net; };
+struct sk_buff { struct net_device *dev; };
 struct in6_addr { union { __be32 u6_addr32[4]; } in6_u; };
 typedef struct { __s64 counter; } atomic64_t;
 

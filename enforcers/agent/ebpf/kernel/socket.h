@@ -147,7 +147,9 @@ INLINE int asking_v6(struct bpf_sock_addr *ctx, __u8 is_connect)
     return bit(asking(ctx, &to, is_connect));
 }
 
+#ifndef WITHOUT_CONNECT4
 SEC("cgroup/connect4") int connect4(struct bpf_sock_addr *ctx) { return asking_v4(ctx, 1); }
+#endif
 #ifndef WITHOUT_CONNECT6
 SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx) { return asking_v6(ctx, 1); }
 #endif
