@@ -18,10 +18,11 @@ HASH, ARRAY, LPM_TRIE, RINGBUF = 1, 2, 11, 27
 NO_PREALLOC = 1
 ANY, NOEXIST = 0, 1
 TCX_INGRESS, TCX_EGRESS = 46, 47
-_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 4, 6, 7
+_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _OBJ_PIN, _OBJ_GET, _MAP_BY_ID = 0, 1, 2, 3, 4, 6, 7, 14
 _INFO, _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 15, 24, 26, 27
 _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 28, 32, 33
 _TRACE_ITER = 28
+_BATCHED = (HASH, 9)  # 9: LRU_HASH
 _SIZE = 128
 _NUMBER = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,6 +50,11 @@ def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: i
     """A new map, as a descriptor. `name`: at most 15 letters, digits, dots and underscores."""
     attributes = struct.pack("<IIIIIII16s", kind, key_size, value_size, entries, flags, 0, 0, name.encode()[:15])
     return bpf(_MAP_CREATE, attributes)[0]
+
+
+def map_by_id(number: int) -> int:
+    """The map with that id, as a descriptor: what a map of maps tells of its inner ones."""
+    return bpf(_MAP_BY_ID, struct.pack("<I", number))[0]
 
 
 def info(fd: int, size: int = 256) -> bytes:
@@ -102,7 +108,7 @@ def run_statistics() -> Iterator[None]:
 
 def run_cost(prog: int) -> tuple[int, int]:
     """How often a program ran, and for how many nanoseconds, while statistics were on."""
-    run_time, count = struct.unpack_from("<QQ", info(prog), 184)
+    run_time, count = struct.unpack_from("<QQ", info(prog), 192)
     return count, run_time
 
 
@@ -156,7 +162,7 @@ class Map:
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """Every key with its value. Hashes are read in batches; others key by key."""
-        if self.kind in (HASH, 9):  # 9: LRU_HASH
+        if self.kind in _BATCHED:
             return self._items_in_batches()
         found, key = [], None
         while (key := self._next(key)) is not None:
@@ -175,17 +181,16 @@ class Map:
 
     def replace(self, keys: bytes, values: bytes) -> None:
         """Make these its only entries: what is not among them goes, what is there is overwritten."""
-        size = self.key_size
-        wanted = {keys[at : at + size] for at in range(0, len(keys), size)}
-        old = b"".join(key for key in self.keys() if key not in wanted)
-        if old:
-            if self.kind == HASH:
-                self.delete_many(old)
-            else:
-                for at in range(0, len(old), size):
-                    self.delete(old[at : at + size])
-        if keys:
-            self.put_many(keys, values)
+        form = struct.Struct(f"{self.key_size}s")
+        stale = {key for (key,) in form.iter_unpack(self._packed_keys())}
+        if stale:
+            stale.difference_update(key for (key,) in form.iter_unpack(keys))
+        if self.kind == HASH:
+            self.delete_many(b"".join(stale))
+        else:
+            for key in stale:
+                self.delete(key)
+        self.put_many(keys, values)
 
     # --- parts ---
 
@@ -206,28 +211,31 @@ class Map:
             return None
         return after.raw
 
-    def _items_in_batches(self, at_once: int = 16384) -> list[tuple[bytes, bytes]]:
-        value_size = self.value_size
+    def _packed_keys(self) -> bytes:
+        if self.kind not in _BATCHED:
+            return b"".join(self.keys())
+        return b"".join(keys for keys, _values in self._batches())
+
+    def _items_in_batches(self) -> list[tuple[bytes, bytes]]:
+        key, value = struct.Struct(f"{self.key_size}s"), struct.Struct(f"{self.value_size}s")
+        return [(k, v) for keys, values in self._batches()
+                for (k,), (v,) in zip(key.iter_unpack(keys), value.iter_unpack(values), strict=True)]
+
+    def _batches(self, at_once: int = 16384) -> Iterator[tuple[bytes, bytes]]:
+        """What it holds, in packed keys and values of at most `at_once` entries."""
         keys = ctypes.create_string_buffer(self.key_size * at_once)
-        values = ctypes.create_string_buffer(value_size * at_once)
-        cursor_in, cursor_out = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
-        found: list[tuple[bytes, bytes]] = []
-        first = True
+        values = ctypes.create_string_buffer(self.value_size * at_once)
+        cursor = ctypes.create_string_buffer(64)
+        before = 0
         while True:
             attr = ctypes.create_string_buffer(struct.pack(
-                "<QQQQIIQQ", 0 if first else address(cursor_in), address(cursor_out), address(keys), address(values),
-                at_once, self.fd, 0, 0), _SIZE)
+                "<QQQQIIQQ", before, address(cursor), address(keys), address(values), at_once, self.fd, 0, 0), _SIZE)
             done: int = _libc.syscall(_NUMBER[platform.machine()], _LOOKUP_BATCH, attr, _SIZE)
             err = ctypes.get_errno() if done < 0 else 0
             if err not in (0, errno.ENOENT):
                 raise OSError(err, os.strerror(err))
             (count,) = struct.unpack_from("<I", attr.raw, 32)
-            found += _pairs(keys.raw, self.key_size, values.raw, value_size, count)
+            yield (ctypes.string_at(keys, count * self.key_size), ctypes.string_at(values, count * self.value_size))
             if err == errno.ENOENT:
-                return found
-            cursor_in.raw, first = cursor_out.raw, False
-
-
-def _pairs(keys: bytes, key_size: int, values: bytes, value_size: int, count: int) -> list[tuple[bytes, bytes]]:
-    return [(keys[i * key_size : (i + 1) * key_size], values[i * value_size : (i + 1) * value_size])
-            for i in range(count)]
+                return
+            before = address(cursor)

@@ -3,7 +3,14 @@
 #define RECORD_H
 #include "judge.h"
 
-enum { WAKE_AT = RECORDS_BYTES / 4 };
+/* Waking costs microseconds: once as the mark is passed, not for each record beyond it. */
+enum { WAKE_AT = RECORDS_BYTES / 4, MARK_BYTES = 4 * (sizeof(struct flow_record) + BPF_RINGBUF_HDR_SZ) };
+
+INLINE __u64 how_to_wake(void *ring)
+{
+    __u64 waiting = ring_query(ring, BPF_RB_AVAIL_DATA);
+    return waiting >= WAKE_AT && waiting < WAKE_AT + MARK_BYTES ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}
 
 static const struct totals_value no_total;
 
@@ -36,8 +43,7 @@ NOINLINE void record(const struct host_config *host, const struct flow_record *f
     struct flow_record *copy = ring ? ring_reserve(ring, sizeof *copy, 0) : NULL;
     if (copy) {
         *copy = *flow;
-        __u64 waiting = ring_query(ring, BPF_RB_AVAIL_DATA);
-        ring_submit(copy, !plain || waiting > WAKE_AT ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+        ring_submit(copy, plain ? how_to_wake(ring) : BPF_RB_FORCE_WAKEUP);
     } else if (ring) {
         COUNT(index, records_lost);
     }
