@@ -125,9 +125,10 @@ NOINLINE int datagram(struct __sk_buff *skb, const struct host_config *host, con
         struct question asked = {.remote = key.remote, .proto = key.proto, .dir = flow->dir,
                                  .port = flow->dir == DIR_OUT ? key.remote_port : key.local_port,
                                  .owner = owner_class(host, owner->exe_id, owner->uid)};
+        int is_own = meet(host, &asked);
         if (key.proto == ICMP || key.proto == ICMP6)
             asked.peer_owner = OWNER_KERNEL;
-        else if (key.proto == UDP && is_self(host, &asked.remote))
+        else if (key.proto == UDP && is_own)
             asked.peer_owner = local_peer_owner(skb, host, &asked, local, key.local_port, key.remote_port,
                                                 &flow->peer_exe_id, &flow->peer_uid);
         passes = settle_datagram(host, &key, flow, &asked, epoch, is_new);
@@ -157,7 +158,7 @@ INLINE int datagram_out(struct __sk_buff *skb, struct bpf_sock *sk)
         return host->mode != MODE_ENFORCE;
     }
     if (!is_me(&tag->owner))
-        whoami(&tag->owner);
+        take(tag);
     return datagram(skb, host, &tag->owner, &packet, 1);
 }
 

@@ -159,6 +159,7 @@ SEC("tp_btf/sched_process_exec") int on_exec(__u64 *ctx)
     key_of_file(file, &tag->exe);
     tag->exe_id = name_of(&tag->exe, host ? host->index : 0, &is_new);
     tag->script_of = 0;
+    tag->epoch = 0; /* the class that is remembered was another program's */
     __u32 exe = settled(tag->exe_id);
     int is_interpreter = map_lookup(&interpreters, &exe) != NULL;
     text->argument_bytes = 0;

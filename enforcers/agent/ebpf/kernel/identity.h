@@ -127,6 +127,44 @@ INLINE void whoami(struct owner *owner)
     owner->cgroup = current_cgroup();
 }
 
+/* Make a socket that of who runs now. */
+INLINE void take(struct sock_tag *tag)
+{
+    whoami(&tag->owner);
+    tag->class_epoch = 0;
+}
+
+/* The class of a socket's owner, looked up once for each switch of its host. */
+INLINE __u16 class_of(const struct host_config *host, struct sock_tag *tag)
+{
+    if (tag->class_epoch == host->epoch)
+        return tag->class;
+    __u16 class = owner_class(host, tag->owner.exe_id, tag->owner.uid);
+    if (!(tag->owner.exe_id & PROVISIONAL)) { /* one that gets its name between switches has to be looked up again */
+        tag->class = class;
+        tag->class_epoch = host->epoch;
+    }
+    return class;
+}
+
+/* The same, of a new socket of who runs now: the task remembers. */
+INLINE __u16 my_class(const struct host_config *host, struct sock_tag *tag)
+{
+    struct task_tag *task = task_storage(&tasks, current_task(), NULL, 0);
+    if (task && task->epoch == host->epoch && task->uid == tag->owner.uid && task->exe_id == tag->owner.exe_id) {
+        tag->class = task->owner;
+        tag->class_epoch = host->epoch;
+        return tag->class;
+    }
+    __u16 class = class_of(host, tag);
+    if (task && task->exe_id == tag->owner.exe_id && tag->class_epoch == host->epoch) {
+        task->owner = class;
+        task->uid = tag->owner.uid;
+        task->epoch = host->epoch;
+    }
+    return class;
+}
+
 INLINE int is_me(const struct owner *owner)
 {
     return owner->tgid == (__u32)(current_pid_tgid() >> 32) && owner->exec_id == (__u32)current_task()->self_exec_id &&

@@ -9,12 +9,13 @@ enum { ECHO_REQUEST = 8, ECHO_REQUEST6 = 128, ETHERNET_BYTES = 14, TC_PASS = 0, 
 /* Most packets are not ICMP, and leave after one look. */
 INLINE int is_icmp(struct __sk_buff *skb)
 {
-    __u8 proto = 0;
-    if (skb->protocol == big16(IPV4))
-        load_bytes(skb, ETHERNET_BYTES + 9, &proto, 1);
-    else if (skb->protocol == big16(IPV6))
-        load_bytes(skb, ETHERNET_BYTES + 6, &proto, 1);
-    else
+    __u32 at = ETHERNET_BYTES + (skb->protocol == big16(IPV4) ? 9 : 6);
+    __u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, proto = 0;
+    if (skb->protocol != big16(IPV4) && skb->protocol != big16(IPV6))
+        return 0;
+    if (data + ETHERNET_BYTES + 10 <= end)
+        proto = skb->protocol == big16(IPV4) ? data[ETHERNET_BYTES + 9] : data[ETHERNET_BYTES + 6];
+    else if (load_bytes(skb, at, &proto, 1))
         return 0;
     return proto == ICMP || proto == ICMP6 || proto == HOP_BY_HOP || proto == DESTINATION || proto == ROUTING ||
            proto == FRAGMENT;
@@ -51,7 +52,7 @@ NOINLINE int echo_request(struct __sk_buff *skb)
         struct question asked = {.remote = key.remote, .proto = key.proto, .dir = DIR_IN, .owner = OWNER_KERNEL};
         struct datagram_key back = {.netns = key.netns, .proto = key.proto, .remote = packet.to,
                                     .local_port = packet.from_port};
-        struct datagram *asking = is_self(host, &key.remote) ? map_lookup(&datagrams, &back) : NULL;
+        struct datagram *asking = meet(host, &asked) ? map_lookup(&datagrams, &back) : NULL;
         if (asking) { /* of this very host: it is known who asks */
             flow->peer_exe_id = asking->owner.exe_id;
             flow->peer_uid = asking->owner.uid;

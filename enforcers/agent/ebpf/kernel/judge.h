@@ -7,7 +7,7 @@ enum { RULE_SILENCE = 0xffffffff }; /* the agent missed its deadline, and the ho
 
 struct question {
     union address remote;
-    __u16 owner, peer_owner; /* classes */
+    __u16 peer, owner, peer_owner; /* classes; peer by `meet` */
     __u16 port;              /* of the service: the target's */
     __u8 proto, dir;
 };
@@ -41,9 +41,11 @@ NOINLINE struct peer_value *peer_of(const struct host_config *host, const union 
     return table ? map_lookup(table, &key) : NULL;
 }
 
-INLINE int is_self(const struct host_config *host, const union address *remote)
+/* Find the class of the address that is asked about; whether it is the host's own. */
+INLINE int meet(const struct host_config *host, struct question *asked)
 {
-    struct peer_value *peer = peer_of(host, remote);
+    struct peer_value *peer = peer_of(host, &asked->remote);
+    asked->peer = peer ? peer->peer : host->peer_other;
     return peer && peer->flags & PEER_IS_SELF;
 }
 
@@ -97,8 +99,7 @@ INLINE void settle(const struct host_config *host, __u8 allow, __u8 monitored, s
 NOINLINE void judge_service(const struct host_config *host, const struct question *asked, __u16 service, __u8 mode,
                             struct answer *answer)
 {
-    struct peer_value *peer = peer_of(host, &asked->remote);
-    struct verdict_key key = {.peer = peer ? peer->peer : host->peer_other, .local_owner = asked->owner,
+    struct verdict_key key = {.peer = asked->peer, .local_owner = asked->owner,
                               .peer_owner = asked->peer_owner,
                               .service = service | (asked->dir == DIR_OUT ? DIR_BIT : 0)};
     __u32 slot = host->slot;

@@ -44,7 +44,7 @@ INLINE void listening_begins(struct sock *sk)
         return;
     socket_cookie(sk); /* gives it one, by which on_exec can point to it */
     *tag = (struct sock_tag){.passes = 1};
-    whoami(&tag->owner);
+    take(tag);
 }
 
 NOINLINE void connection_ends(struct sock *sk, int before)
@@ -118,7 +118,7 @@ SEC("tp_btf/sock_recv_length") int on_receive(__u64 *ctx)
     if ((is_tcp && tag->dir == DIR_OUT) || is_me(&tag->owner))
         return 0;
     struct owner former = tag->owner;
-    whoami(&tag->owner);
+    take(tag);
     tag->has_heir = 0;
     if (same_identity(&former, &tag->owner))
         return 0;

@@ -13,6 +13,7 @@ INLINE int still_passes(const struct host_config *host, struct sock_tag *tag, __
     if (skipped(host, &asked.remote))
         return 1;
     __u64 epoch = epoch_now();
+    meet(host, &asked);
     if (tag->peer_exe_id)
         asked.peer_owner = owner_class(host, tag->peer_exe_id, tag->peer_uid);
     judge_in(host, &asked, tag, &answer);

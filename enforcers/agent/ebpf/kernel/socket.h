@@ -60,12 +60,13 @@ NOINLINE int ask_out(struct bpf_sock_addr *ctx, const struct host_config *host, 
     struct question asked = {.remote = tag->remote, .port = tag->remote_port, .proto = proto, .dir = DIR_OUT};
     struct answer answer;
     __u64 epoch = epoch_now();
-    asked.owner = owner_class(host, tag->owner.exe_id, tag->owner.uid);
+    asked.owner = my_class(host, tag);
     tag->peer_exe_id = 0;
     tag->peer_uid = ANY_UID;
+    int is_own = meet(host, &asked);
     if (proto != TCP && proto != UDP) {
         asked.peer_owner = OWNER_KERNEL;
-    } else if (is_self(host, &asked.remote)) {
+    } else if (is_own) {
         asked.peer_owner = local_peer_owner(ctx, host, &asked, &asked.remote, 0, asked.port, &tag->peer_exe_id,
                                             &tag->peer_uid);
     }
@@ -109,7 +110,7 @@ INLINE int asking(struct bpf_sock_addr *ctx, const union address *to, __u8 is_co
         COUNT(host->index, out_of_memory);
         return host->mode != MODE_ENFORCE;
     }
-    whoami(&tag->owner);
+    take(tag);
     tag->remote = *to;
     tag->remote_port = big16((__u16)ctx->user_port);
     tag->dir = DIR_OUT;
@@ -161,7 +162,7 @@ INLINE int bound(struct bpf_sock *sk)
         return PASS;
     struct sock_tag *tag = sk_storage(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
     if (tag)
-        whoami(&tag->owner);
+        take(tag);
     return PASS;
 }
 
@@ -179,10 +180,10 @@ INLINE int created(struct bpf_sock *sk)
     struct sock_tag *tag = sk_storage(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
     if (!tag)
         return host->mode != MODE_ENFORCE;
-    whoami(&tag->owner);
+    take(tag);
 #ifndef WITHOUT_RAW
     if (sk->type == TYPE_RAW && host->flags & REFUSES_RAW) {
-        struct question asked = {.owner = owner_class(host, tag->owner.exe_id, tag->owner.uid), .dir = DIR_OUT};
+        struct question asked = {.owner = class_of(host, tag), .peer = host->peer_other, .dir = DIR_OUT};
         struct answer answer;
         judge_service(host, &asked, host->raw_service, AS_HOST, &answer);
         if (!answer.passes) {

@@ -32,13 +32,14 @@ struct sock_tag {
     struct owner owner;
     __u64 epoch;     /* of which switch of any host `passes` is; 0: not judged */
     __u64 opened;
+    __u64 class_epoch; /* of which switch of its host `class` is the owner's class */
     union address remote;
     __u32 rule;
     __u32 peer_exe_id, peer_uid;
     __u32 heir_exe_id, heir_uid; /* of a listener: somebody else who holds it, and may be who accepts */
     __u16 remote_port;
     __u8 dir, verdict, passes, has_heir;
-    __u32 wants_claim;
+    __u16 class, wants_claim;
 };
 
 struct datagram_key {

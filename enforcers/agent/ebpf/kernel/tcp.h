@@ -10,10 +10,9 @@
 enum { STATE_ESTABLISHED = 1, STATE_SYN_SENT = 2, STATE_CLOSE = 7, STATE_LISTEN = 10 };
 
 /* By whom a flow may be received: the listener's owner, or another who holds the listener and may be who accepts. */
-INLINE void judge_in(const struct host_config *host, struct question *asked, const struct sock_tag *tag,
-                     struct answer *answer)
+INLINE void judge_in(const struct host_config *host, struct question *asked, struct sock_tag *tag, struct answer *answer)
 {
-    asked->owner = owner_class(host, tag->owner.exe_id, tag->owner.uid);
+    asked->owner = class_of(host, tag);
     judge(host, asked, answer);
     if (answer->verdict == ALLOW || !tag->has_heir)
         return;
@@ -102,7 +101,7 @@ NOINLINE int to_listener(struct __sk_buff *skb, struct sock_tag *tag)
     syn.asked.port = syn.packet.to_port;
     syn.asked.proto = TCP;
     read_note(skb, tag);
-    int is_own = is_self(host, &syn.asked.remote);
+    int is_own = meet(host, &syn.asked);
     if (is_own)
         syn.asked.peer_owner = local_peer_owner(skb, host, &syn.asked, &syn.packet.to, syn.packet.to_port,
                                                 syn.packet.from_port, &syn.peer_exe_id, &syn.peer_uid);
@@ -117,38 +116,60 @@ NOINLINE int to_listener(struct __sk_buff *skb, struct sock_tag *tag)
     return syn.answer.passes;
 }
 
-/* Judge a connection anew: the first packet after its handshake, or after a policy changed. */
-NOINLINE int again(struct __sk_buff *skb, struct sock_tag *tag)
+/* The ends of a connection as its socket has them. */
+INLINE void ends_of(struct bpf_sock *sk, union address *remote, union address *local)
 {
-    struct packet packet;
+    __be32 remote4 = sk->dst_ip4, local4 = sk->src_ip4; /* hidden: the verifier takes no computed address of a socket */
+    HIDDEN_FROM_COMPILER(remote4);
+    HIDDEN_FROM_COMPILER(local4);
+    if (sk->family == FAMILY_V4) {
+        map_v4(remote, remote4);
+        map_v4(local, local4);
+        return;
+    }
+    remote->words[0] = sk->dst_ip6[0];
+    remote->words[1] = sk->dst_ip6[1];
+    remote->words[2] = sk->dst_ip6[2];
+    remote->words[3] = sk->dst_ip6[3];
+    local->words[0] = sk->src_ip6[0];
+    local->words[1] = sk->src_ip6[1];
+    local->words[2] = sk->src_ip6[2];
+    local->words[3] = sk->src_ip6[3];
+}
+
+/* Judge a connection anew: the first packet after its handshake, or after a policy changed. */
+NOINLINE int again(struct __sk_buff *skb, struct bpf_sock *sk, struct sock_tag *tag)
+{
+    struct packet ends = {};
     __u64 netns = netns_cookie(skb), epoch = epoch_now();
     struct host_config *host = host_of(netns);
     struct answer answer;
     if (!host)
         return PASS;
-    if (parse(skb, 0, &packet))
-        return DROP;
+    ends_of(sk, &ends.from, &ends.to);
+    ends.from_port = big16(sk->dst_port);
+    ends.to_port = sk->src_port;
     if (!tag->remote_port) { /* accepted: the tag is its listener's, the flow its own */
         tag->dir = DIR_IN;
         tag->peer_exe_id = 0;
         tag->peer_uid = ANY_UID;
-        tag->remote = packet.from;
-        tag->remote_port = packet.from_port;
+        tag->remote = ends.from;
+        tag->remote_port = ends.from_port;
         tag->opened = clock_ns();
     }
     struct question asked = {.remote = tag->remote, .proto = TCP, .dir = tag->dir,
-                             .port = tag->dir == DIR_OUT ? packet.from_port : packet.to_port};
+                             .port = tag->dir == DIR_OUT ? ends.from_port : ends.to_port};
     if (skipped(host, &asked.remote)) {
         tag->verdict = UNJUDGED;
         tag->passes = 1;
         tag->epoch = epoch;
         return PASS;
     }
-    if (is_self(host, &asked.remote)) {
-        asked.peer_owner = local_peer_owner(skb, host, &asked, &packet.to, packet.to_port, packet.from_port,
+    if (meet(host, &asked)) {
+        asked.peer_owner = local_peer_owner(skb, host, &asked, &ends.to, ends.to_port, ends.from_port,
                                             &tag->peer_exe_id, &tag->peer_uid);
     } else if (tag->dir == DIR_IN && host->flags & READS_CLAIM) {
-        take_claim(netns, &packet, tag);
+        take_claim(netns, &ends, tag);
         if (tag->peer_exe_id)
             asked.peer_owner = owner_class(host, tag->peer_exe_id, tag->peer_uid);
     }
@@ -176,7 +197,7 @@ INLINE int tcp_in(struct __sk_buff *skb, struct bpf_sock *sk)
     }
 #ifndef WITHOUT_EPOCH
     if (tag->epoch != epoch_now())
-        return again(skb, tag);
+        return again(skb, sk, tag);
 #endif
     return tag->passes;
 }
