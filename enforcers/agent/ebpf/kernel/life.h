@@ -68,7 +68,7 @@ NOINLINE void connection_ends(struct sock *sk, int before)
     flow.closed = clock_ns();
     if (!flow.opened)
         flow.opened = flow.closed;
-    flow.state = before == STATE_SYN_SENT ? FLOW_UNANSWERED : FLOW_CLOSED;
+    flow.state = !tag->passes ? FLOW_REVOKED : before == STATE_SYN_SENT ? FLOW_UNANSWERED : FLOW_CLOSED;
     record(host, &flow);
 }
 

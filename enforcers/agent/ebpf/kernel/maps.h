@@ -55,6 +55,7 @@ MAP(interpreters, HASH, 256, __u32, __u32, BPF_F_NO_PREALLOC);
 MAP(scripts, HASH, 4096, struct script_key, __u32, BPF_F_NO_PREALLOC);
 MAP(serial, ARRAY, 1, __u32, __u32, 0);
 MAP(beats, ARRAY, MAX_HOSTS, __u32, __u64, 0);
+MAP(woken, ARRAY, MAX_HOSTS, __u32, __u64, 0);
 MAP(counters, ARRAY, MAX_HOSTS, __u32, struct counters, 0);
 MAP(totals, LRU_HASH, 65536, struct totals_key, struct totals_value, 0);
 MAP(datagrams, LRU_HASH, 65536, struct datagram_key, struct datagram, 0);

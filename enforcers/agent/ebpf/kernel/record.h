@@ -4,7 +4,7 @@
 #include "judge.h"
 
 /* Waking costs microseconds: once as the mark is passed, not for each record beyond it. */
-enum { WAKE_AT = RECORDS_BYTES / 4, MARK_BYTES = 4 * (sizeof(struct flow_record) + BPF_RINGBUF_HDR_SZ) };
+enum { MILLISECOND = 1000000, WAKE_AT = RECORDS_BYTES / 4, MARK_BYTES = 4 * (sizeof(struct flow_record) + BPF_RINGBUF_HDR_SZ) };
 
 INLINE __u64 how_to_wake(void *ring)
 {
@@ -34,6 +34,17 @@ INLINE void count_total(const struct flow_record *flow, __u32 index)
     total->last = flow->closed;
 }
 
+/* A denial is told at once; a flood of them once each millisecond. */
+INLINE __u64 how_to_wake_for_denial(__u32 index)
+{
+    __u64 now = clock_ns(), *last = map_lookup(&woken, &index);
+    if (last && now - *last < MILLISECOND)
+        return BPF_RB_NO_WAKEUP;
+    if (last)
+        *last = now;
+    return BPF_RB_FORCE_WAKEUP;
+}
+
 /* Hand a flow to user space, or to `totals` where its ring is full. */
 NOINLINE void record(const struct host_config *host, const struct flow_record *flow)
 {
@@ -43,7 +54,7 @@ NOINLINE void record(const struct host_config *host, const struct flow_record *f
     struct flow_record *copy = ring ? ring_reserve(ring, sizeof *copy, 0) : NULL;
     if (copy) {
         *copy = *flow;
-        ring_submit(copy, plain ? how_to_wake(ring) : BPF_RB_FORCE_WAKEUP);
+        ring_submit(copy, plain ? how_to_wake(ring) : how_to_wake_for_denial(index));
     } else if (ring) {
         COUNT(index, records_lost);
     }

@@ -58,10 +58,9 @@ SEC("iter/tcp") int tcp_revoke(struct bpf_iter__tcp *ctx)
     fill_tcp(&flow, tag, sk, tcp, netns);
     flow.state = FLOW_REVOKED;
     flow.closed = clock_ns();
-    if (!bpf_sock_destroy(common)) {
+    /* Told before it is done: where the buffer is full, the kernel comes back to this very socket. */
+    if (!seq_write(ctx->meta->seq, &flow, sizeof flow) && !bpf_sock_destroy(common))
         COUNT(host->index, revoked);
-        seq_write(ctx->meta->seq, &flow, sizeof flow);
-    }
     return 0;
 }
 
