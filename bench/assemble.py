@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
-from bench import load_figures
+from bench import lateral, load_figures
 from bench.analysis import matrices, reach
 from bench.analysis.bootstrap import CONFIDENCE
 from bench.analysis.sequential import LOOK_CONFIDENCE
@@ -19,6 +19,7 @@ from bench.costs import Costs
 from bench.experiment import BASELINE, DEFAULT_BLOCKS, LEAST_BLOCKS, RUN_S, Collected
 from bench.load_figures import Loads
 from bench.report import summary as report
+from bench.report.lateral import Lateral
 from bench.report.summary import FIGURES, FigureName, Summary
 from lab.model import Flow, Observation, Outcome
 from lab.policy_sets import Oracle
@@ -29,7 +30,9 @@ def summary(collected: Collected) -> Summary:
     took = time.monotonic() - collected.begun
     intended, costs = _verdicts(collected), costs_of(collected)
     loads = Loads(collected.load, tuple(collected.records))
-    ran = {name: _arm(collected, name, record, intended, costs).model_copy(update={"load": loads.arm(name)})
+    moved = _lateral(collected)
+    ran = {name: _arm(collected, name, record, intended, costs).model_copy(
+               update={"load": loads.arm(name), "lateral": moved.get(name)})
            for name, record in collected.records.items()}
     refused = {name: report.Arm(unsupported=reason) for name, reason in collected.unsupported.items()}
     return Summary(
@@ -141,6 +144,14 @@ def _attack(collected: Collected, record: ArmRecord) -> report.Attack | None:
         blast_radius=reach.blast_radius(campaign.taken, hosts, attack.foothold_host),
         blast_radius_by_process=reach.blast_radius(campaign.by_process, hosts, attack.foothold_host),
         attempts=campaign.attempts)
+
+
+def _lateral(collected: Collected) -> dict[str, Lateral]:
+    """What each arm's matrix offers an attacker; a sample would hide ways, so of one nothing is said."""
+    if collected.selection.sampled:
+        return {}
+    return lateral.laterals(collected.scenario, {name: lateral.observed(record.matrix.observations)
+                                                 for name, record in collected.records.items()})
 
 
 def _disagreement(collected: Collected, name: str, record: ArmRecord) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bench.analysis import matrices, stats, visibility
 from bench.analysis.bootstrap import Effect
+from bench.report.lateral import Lateral
 
 FORMAT = 1
 FigureName = Literal["crr_rate", "crr_p50_us", "crr_p99_us", "rr_p50_us", "rr_p99_us", "bulk_bps", "cpu_per_conn_us",
@@ -179,6 +180,8 @@ class Arm(_Model):
     visibility: dict[FieldName, Recall] = Field(default_factory=dict, description="recall of the telemetry by field")
     blind_spots: tuple[str, ...] = Field((), description="what the telemetry missed, in words with counts")
     attack: Attack | None = Field(None, description="the live attack; null if the scenario has none")
+    lateral: Lateral | None = Field(
+        None, description="what the whole matrix offers an attacker from every foothold; null: the matrix was a sample")
     policy: Policy | None = Field(None, description="the compiled policy")
     gap_classes: tuple[GapClass, ...] = Field((), description="the gaps by reason")
     deploy: Deploy | None = Field(None, description="the deployment")
@@ -318,7 +321,8 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         yield from _below(info.annotation, prefix + name)
 
 
-_KEYS: dict[str, str] = {"arms": "<arm>", "kinds": "<kind>", "cost": "<figure>", "visibility": "<field>"}
+_KEYS: dict[str, str] = {"arms": "<arm>", "kinds": "<kind>", "cost": "<figure>", "visibility": "<field>",
+                         "spread": "<rule>"}
 
 
 def _below(annotation: Any, place: str) -> Iterator[tuple[str, str]]:

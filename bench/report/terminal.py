@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.report import load
+from bench.report.lateral import EVERYTHING
 from bench.report.summary import FIELDS, FIGURES, Arm, Figure, FigureName, Summary, Until, differs, ends
 
 BASELINE = "none"
@@ -134,6 +135,7 @@ def _attack_rows(summary: Summary) -> Iterable[Row]:
     yield "attacker's goal", lambda _, a: _goal(a), ""
     yield "blast radius", lambda _, a: "–" if a.attack is None else _percent(a.attack.blast_radius), ""
     yield "… no dropped binary", lambda _, a: _alone(a), ""
+    yield "… mean, every foothold", lambda _, a: _everywhere(a), ""
 
 
 def _effort_rows() -> Iterable[Row]:
@@ -260,6 +262,11 @@ def _goal(arm: Arm) -> str:
 def _alone(arm: Arm) -> str:
     return "–" if arm.attack is None or arm.attack.blast_radius_by_process is None else _percent(
         arm.attack.blast_radius_by_process)
+
+
+def _everywhere(arm: Arm) -> str:
+    """From the matrix, with everything that listens taken as vulnerable: what `labctl attack` shows in full."""
+    return "–" if arm.lateral is None else _percent(arm.lateral.spread[EVERYTHING].mean)
 
 
 def _unforeseen(_name: str, arm: Arm) -> str:

@@ -1,0 +1,67 @@
+"""The command about how far an attacker gets: attack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.commands import complete
+from bench.commands.common import EXIT_USAGE, epilog, fail, known_arms, load_scenario
+
+if TYPE_CHECKING:
+    from bench.report.lateral import Lateral
+
+app = typer.Typer()
+
+
+@app.command(epilog=epilog("labctl attack results/three-tier/2026-11-23T002230Z", "labctl attack three-tier",
+                           "labctl attack three-tier --arms chokepoint --json | jq .arms.chokepoint.way.mend"))
+def attack(
+    what: Annotated[str, typer.Argument(
+        metavar="RESULT|SCENARIO", help="A result's directory or summary.json: what was observed there. "
+        "A scenario: what its arms say they will do; no packet is sent.", autocompletion=complete.scenarios)],
+    arms: Annotated[str, typer.Option(help="Of a scenario, only these arms, by comma; 'none' is always there.",
+                                      autocompletion=complete.arms)] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Blast radius from every foothold, ways to the crown jewels and what would cut them, how hard the goal is."""
+    saved = Path(what).is_dir() or Path(what).name == "summary.json"
+    source, found = ("observed", _observed(Path(what))) if saved else ("expected", _expected(what, arms))
+    if as_json:
+        plain = {name: one.model_dump(mode="json") for name, one in found.items()}
+        print(json.dumps({"source": source, "arms": plain}, indent=1))
+        return
+    from bench.report.console import console
+    from bench.report.lateral import show
+
+    told = "observed with real packets" if saved else "expected of what each arm says it does; no packet was sent"
+    print(f"{what}: {told}\n")
+    show(found, console())
+
+
+def _observed(path: Path) -> dict[str, Lateral]:
+    from bench.report.saved import SavedError, read
+
+    try:
+        summary = read(path).summary
+    except SavedError as err:
+        raise fail(str(err), EXIT_USAGE) from None
+    found = {name: arm.lateral for name, arm in summary.arms.items() if arm.lateral is not None}
+    if not found:
+        raise fail(f"{path}: has no figures of lateral movement: its matrix was a sample, or an older labctl made it; "
+                   f"for what is expected: labctl attack {summary.scenario}", EXIT_USAGE)
+    return found
+
+
+def _expected(name: str, arms: str) -> dict[str, Lateral]:
+    from bench import lateral, registry
+    from lab.policy import flows
+
+    scenario = load_scenario(name)
+    chosen = [a.strip() for a in arms.split(",") if a.strip()] or scenario.arms
+    names = known_arms(tuple(dict.fromkeys(("none", *chosen))))
+    every = [flow for flow in flows(scenario) if flow.proto == "tcp"]
+    return lateral.laterals(scenario, lateral.expected(scenario, {n: registry.load(n) for n in names}, every))
