@@ -42,6 +42,42 @@ say([what for what in said if what != "EPROTONOSUPPORT"])
         return sorted(set(w.a.say("other", code)))
 
 
+IO_URING = """
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+SETUP, ENTER, CONNECT, ASYNC, SQ_POLL = 425, 426, 16, 16, 2
+def asked_of_the_ring(to, flags=0, setup=0):
+    # the kernel connects, in the caller or in a worker; offsets: struct io_uring_params
+    about = bytearray(struct.pack("<IIIII", 0, 0, setup, 0, 1000) + bytes(100))
+    shared = (ctypes.c_char * 120).from_buffer(about)
+    ring = libc.syscall(SETUP, 4, shared)
+    if ring < 0:
+        return "no io_uring here"
+    sq = struct.unpack_from("<8I", about, 40); cq = struct.unpack_from("<6I", about, 80)
+    submit = mmap.mmap(ring, sq[6] + 16, offset=0)
+    done = mmap.mmap(ring, cq[5] + 64, offset=0x8000000)
+    entries = mmap.mmap(ring, 256, offset=0x10000000)
+    s = socket.socket()
+    address = struct.pack("<H", 2) + struct.pack("!H", to[1]) + socket.inet_aton(to[0]) + bytes(8)
+    address = ctypes.create_string_buffer(address, 16)
+    entries[:40] = struct.pack("<BBHiQQIIQ", CONNECT, flags, 0, s.fileno(), 16, ctypes.addressof(address), 0, 0, 7)
+    submit[sq[6]:sq[6] + 4] = struct.pack("<I", 0)
+    submit[sq[1]:sq[1] + 4] = struct.pack("<I", 1)
+    libc.syscall(ENTER, ring, 1, 1, 1 | SQ_POLL, 0, 0)
+    _, result = struct.unpack_from("<Qi", done, cq[5])
+    return errno.errorcode.get(-result, "OPEN")
+"""
+
+
+def io_uring(w: Bench) -> Any:
+    """The kernel connects for its caller, also in a worker of its own: it is the caller who asks."""
+    usual(w)
+    code = f"{IO_URING}\nsay([asked_of_the_ring(({w.b.v4!r}, 80), *how) for how in ((), (ASYNC,), (0, SQ_POLL))])"
+    with w.b.running("server", "serve(80)"):
+        said = [w.a.say(exe, code) for exe in ("asker", "other")]
+    return "no io_uring here" if said[0][0] == "no io_uring here" else said
+
+
 def untagged(w: Bench) -> Any:
     """A socket that came around connect() sends no SYN."""
     usual(w)

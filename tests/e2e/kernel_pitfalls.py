@@ -29,6 +29,7 @@ DENIED = "EACCES"
 PITFALLS = {p.tried.__name__: p for p in (
     Pitfall(kernel_owners.v4_mapped, ["OPEN", DENIED], ("CONNECT6",)),
     Pitfall(kernel_owners.asking_variants, [DENIED], ("CONNECT4",)),
+    Pitfall(kernel_owners.io_uring, [["OPEN"] * 3, [DENIED] * 3], ("CONNECT4", "UNTAGGED")),
     Pitfall(kernel_owners.untagged, True, ("CONNECT6", "UNTAGGED")),
     Pitfall(kernel_owners.other_cgroup, DENIED, hooks_off=("connect4", "ingress", "egress")),
     Pitfall(kernel_owners.short_lived, 300, hooks_off=("on_state",)),

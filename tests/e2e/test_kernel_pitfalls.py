@@ -38,10 +38,14 @@ def _as_json(what: Any) -> Any:
 
 @pytest.mark.parametrize("name", PITFALLS)
 def test_it_is_guarded(name: str, guarded: dict[str, Any]) -> None:
+    if guarded[name] == "no io_uring here":
+        pytest.skip("the kernel has no io_uring, or forbids it")
     assert guarded[name] == _as_json(PITFALLS[name].wanted)
 
 
 @pytest.mark.parametrize("name", PITFALLS)
 def test_the_guard_is_what_does_it(name: str, unguarded: dict[str, Any]) -> None:
     assert PITFALLS[name].without or PITFALLS[name].hooks_off
+    if unguarded[name] == "no io_uring here":
+        pytest.skip("the kernel has no io_uring, or forbids it")
     assert unguarded[name] != _as_json(PITFALLS[name].wanted)
