@@ -78,6 +78,19 @@ def io_uring(w: Bench) -> Any:
     return "no io_uring here" if said[0][0] == "no io_uring here" else said
 
 
+def multipath(w: Bench) -> Any:
+    """An MPTCP connection that is allowed passes: its subflows are the kernel's, made for what was judged."""
+    usual(w)
+    code = f"""
+def attempt():
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); s.settimeout(WAIT_S); s.connect(({w.b.v4!r}, 80))
+    exchange(s)
+say(outcome(attempt))
+"""
+    with w.b.running("server", "serve(80)"):
+        return [w.a.say(exe, code) for exe in ("asker", "other")]
+
+
 def untagged(w: Bench) -> Any:
     """A socket that came around connect() sends no SYN."""
     usual(w)
@@ -220,6 +233,14 @@ os.execv({str(BIN / "other")!r}, ["other", "-I", "-S", "-c", {then!r}])
     ask = f"s = connected({w.b.v4!r}, 80)\nfirst = outcome(exchange, s)\nsay(outcome(exchange, s))"
     with w.b.running("server", code):
         return w.a.say("asker", ask)
+
+
+def gave_up_root(w: Bench) -> Any:
+    """A UDP server that binds as root and goes on as a user answers all the same."""
+    usual(w)
+    code = "import os\ns = bound(80)\nos.setresuid(20001, 20001, 20001)\nsay('ready'); answer(s)"
+    with w.b.running("server", code):
+        return [w.a.say("asker", f"say(outcome(udp, {w.b.v4!r}, 80, bind=('0.0.0.0', 5558)))") for _ in range(2)]
 
 
 def scm_rights(w: Bench) -> Any:

@@ -110,10 +110,18 @@ NOINLINE int datagram(struct __sk_buff *skb, const struct host_config *host, con
         return host->mode != MODE_ENFORCE;
     }
     const union address *local = is_out ? &packet->from : &packet->to;
-#ifdef WITHOUT_PORT_OWNER
     int is_new = is_over(flow, now);
-#else
-    int is_new = is_over(flow, now) || !same_identity(&flow->owner, owner);
+#ifndef WITHOUT_PORT_OWNER
+    if (!is_new && !same_identity(&flow->owner, owner)) { /* the port's next user; or a server that gave up root */
+        is_new = 1;
+#ifndef WITHOUT_USER_CHANGE
+        if (flow->dir == DIR_IN) {
+            flow->owner = *owner;
+            flow->epoch = 0;
+            is_new = 0;
+        }
+#endif
+    }
 #endif
     if (is_new)
         begin(host, &key, flow, owner, local, is_out ? DIR_OUT : DIR_IN);
