@@ -8,6 +8,7 @@ target. Things with equal sets are one class, so a verdict is one lookup whateve
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +22,7 @@ from lab.policy import NOBODY, NOBODY_UID, OWNER_KEYS, network, selects_host
 # rules take it for the one they name, deny rules do not. KERNEL: who answers an echo. OTHER: none that a rule names.
 UNKNOWN, KERNEL, OTHER, FIRST_WHO = 0, 1, 2, 3  # the first two are the kernel's own: kernel/abi.h
 ANY_EXE, ANY_UID = 0, 0xFFFFFFFF
+_LAST_PORT = 65535
 EVERYWHERE: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
 LOOPBACK: dict[Family, str] = {4: "127.0.0.0/8", 6: "::1/128"}
 
@@ -167,19 +169,36 @@ class Rules:
 
     # --- services ---
 
-    def service_bits(self, proto: str, port: int, family: Family) -> int:
-        return self.bits(any(_serves(service, proto, port, family) for service in rule.services)
-                         for rule in self.order)
+    def served(self, proto: str) -> dict[Family, int]:
+        """The rules about a protocol without ports, by family."""
+        return {family: self.bits(any(_serves(service, proto, family) for service in rule.services)
+                                  for rule in self.order) for family in FAMILIES}
 
     @cached_property
-    def cuts(self) -> dict[str, tuple[int, ...]]:
-        """By protocol, the ports at which another set of rules begins; the first is 0."""
-        found = {}
-        for proto in ("tcp", "udp"):
-            spans = [s for rule in self.policy.rules for s in rule.services if s.proto == proto]
-            edges = {0} | {s.low for s in spans} | {s.high + 1 for s in spans}
-            found[proto] = tuple(sorted(edge for edge in edges if edge <= 65535))
-        return found
+    def ports(self) -> dict[str, list[tuple[int, int, dict[Family, int]]]]:
+        """By protocol: (first port, last, rules about them by family), ascending; together they are all ports."""
+        return {proto: list(self._ranges(proto)) for proto in ("tcp", "udp")}
+
+    def _ranges(self, proto: str) -> Iterator[tuple[int, int, dict[Family, int]]]:
+        """Port by port where rules begin and end, as far as any does: each change touches the rules that change."""
+        changes: dict[int, list[tuple[int, int, Family]]] = {0: []}
+        for index, rule in enumerate(self.order):
+            for service in rule.services:
+                if service.proto in (proto, "any"):
+                    low, high = (service.low, service.high) if service.proto == proto else (0, _LAST_PORT)
+                    for family in FAMILIES if service.family is None else (service.family,):
+                        changes.setdefault(low, []).append((1, index, family))
+                        changes.setdefault(high + 1, []).append((-1, index, family))
+        held: Counter[tuple[int, Family]] = Counter()  # a rule may name a port twice
+        bits: dict[Family, int] = dict.fromkeys(FAMILIES, 0)
+        edges = sorted(edge for edge in changes if edge <= _LAST_PORT)
+        for edge, following in zip(edges, [*edges[1:], _LAST_PORT + 1], strict=True):
+            for step, index, family in changes[edge]:
+                before = held[index, family]
+                held[index, family] = before + step
+                if (before == 0) != (before + step == 0):
+                    bits[family] ^= 1 << index
+            yield edge, following - 1, dict(bits)
 
 
 def _selected(host: Host, family: Family, end: Selector) -> bool:
@@ -196,8 +215,5 @@ def _takes_in(prefix: str, end: Selector) -> bool:
         for outer in map(network, end.keys["cidr"]))
 
 
-def _serves(service: Service, proto: str, port: int, family: Family) -> bool:
-    if service.family not in (None, family):
-        return False
-    return service.proto == "any" or (service.proto == proto and service.low <= port <= service.high)
-
+def _serves(service: Service, proto: str, family: Family) -> bool:
+    return service.family in (None, family) and service.proto in ("any", proto)

@@ -126,20 +126,20 @@ class _Maker:
     def _services(self) -> None:
         relevant = self.here.source | self.here.target
         for number, proto in ((ICMP, "icmp"), (OTHER_PROTOCOL, "other")):
-            self.svcs[number] = {family: self.rules.service_bits(proto, 0, family) & relevant for family in FAMILIES}
+            self.svcs[number] = {family: bits & relevant for family, bits in self.rules.served(proto).items()}
         numbers: dict[tuple[int, ...], int] = {}
-        for proto, cuts in self.rules.cuts.items():
-            last: tuple[int, int] | None = None  # where the current range begins, and its number
-            for low in cuts:
-                bits = {family: self.rules.service_bits(proto, low, family) & relevant for family in FAMILIES}
+        for proto, ranges in self.rules.ports.items():
+            begun: tuple[int, int] | None = None  # where the current range begins, and its number
+            for low, _, about in ranges:
+                bits = {family: found & relevant for family, found in about.items()}
                 number = numbers.setdefault(tuple(bits.values()), FIRST_SVC + len(numbers))
                 self.svcs[number] = bits
-                if last is not None and last[1] != number:
-                    self.made.ports[proto, last[0], low - 1] = last[1]
-                if last is None or last[1] != number:
-                    last = (low, number)
-            assert last is not None, "port 0 always begins a range"
-            self.made.ports[proto, last[0], 65535] = last[1]
+                if begun is None or begun[1] != number:
+                    if begun is not None:
+                        self.made.ports[proto, begun[0], low - 1] = begun[1]
+                    begun = (low, number)
+            assert begun is not None, "port 0 always begins a range"
+            self.made.ports[proto, begun[0], 65535] = begun[1]
 
     def _verdicts(self) -> None:
         for where, (family, own, peer) in self.wheres.items():

@@ -34,7 +34,7 @@ class Host:
         self.seen: Counter[str] = Counter()
         self.counters: dict[str, int] = {}
         self.since = time.monotonic()
-        self.update_ms = 0.0
+        self.update_ms = self.revoke_ms = 0.0  # the last change of policy: until it was in force; its walk afterwards
 
     def meet(self, handles: tuple[int, ...]) -> None:
         for handle in self.handles:

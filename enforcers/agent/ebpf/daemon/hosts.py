@@ -103,7 +103,7 @@ class Hosts:
         if len(words) != 1 or words[0] not in MODES:
             raise AgentError(f"mode: say one of {', '.join(MODES)}")
         assert host.policy is not None
-        self._switch(host, {**host.policy, "mode": words[0]}, host.slot)
+        self._switch(host, {**host.policy, "mode": words[0]}, host.slot, time.monotonic())
 
     def leave(self, name: str) -> None:
         host = self._hosts.pop(name, None)
@@ -132,14 +132,17 @@ class Hosts:
         begun = time.monotonic()
         slot = host.slot ^ 1 if host.epoch else host.slot
         self._kernel.fill(slot, tables)
-        self._switch(host, policy, slot)
-        host.update_ms = round((time.monotonic() - begun) * 1000, 3)
+        self._switch(host, policy, slot, begun)
 
-    def _switch(self, host: Host, policy: dict[str, Any], slot: int) -> None:
+    def _switch(self, host: Host, policy: dict[str, Any], slot: int, begun: float) -> None:
+        """In force from here on for whatever is new; then, and told apart, the end of what it forbids."""
         host.epoch = self._kernel.switch(host.cookie, host.index, slot, policy)
+        host.update_ms = round((time.monotonic() - begun) * 1000, 3)
         host.slot, host.policy, host.teller = slot, policy, self._teller(policy)
         write(self._place.member(host.name), host.as_json())
+        begun = time.monotonic()
         self._keep(telemetry.split(self._kernel.walk("tcp_revoke", host.net)))
+        host.revoke_ms = round((time.monotonic() - begun) * 1000, 3)
 
     def _take_over(self, path: str) -> None:
         kept = load_json(path)
@@ -327,7 +330,8 @@ class Hosts:
             "t": "header", "version": 1, "mode": host.policy["mode"] if host.policy else None,
             "since": round(since, 6), "until": round(host.since, 6), "closed": len(done), "open": len(live),
             "lost": dict(+lost), "seen": dict(host.seen), "counters": new,
-            "cpu_s": round(time.process_time(), 4), "hosts": len(self._hosts), "update_ms": host.update_ms,
+            "cpu_s": round(time.process_time(), 4), "hosts": len(self._hosts),
+            "update_ms": host.update_ms, "revoke_ms": host.revoke_ms,
         }
         host.lost.clear()
         host.seen.clear()

@@ -34,7 +34,7 @@ _RING_BYTES = {"events": 1 << 20, "records": 8 << 20}
 _COUNTERS = ("records_lost", "events_lost", "denied", "would_denied", "untagged", "unnamed", "out_of_memory",
              "first_seen", "raw_refused", "packet_sockets", "revoked", "adopted")
 _LEAST_ROOM, _NEIGHBOURS, MAX_HOSTS = 64, 16, 1024
-_CLONE_NEWNET, _MAP_GET_FD_BY_ID = 0x40000000, 14
+_CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -182,7 +182,7 @@ class Kernel:
         """The inner maps that a dead agent made, some of them in force."""
         for name in INNER:
             for slot, number in self._map(name).items():
-                inner = Map(_map_by_id(*_U32.unpack(number)))
+                inner = Map(syscall.map_by_id(*_U32.unpack(number)))
                 self._rooms[_U32.unpack(slot)[0], name] = (inner, inner.entries)
 
     def empty(self, index: int) -> None:
@@ -320,10 +320,6 @@ def unguard(directory: str, host: str) -> None:
 
 def _new_epoch(index: int) -> int:
     return time.monotonic_ns() & ~1023 | index
-
-
-def _map_by_id(number: int) -> int:
-    return syscall.bpf(_MAP_GET_FD_BY_ID, struct.pack("<I", number))[0]
 
 
 def _setns(fd: int) -> None:

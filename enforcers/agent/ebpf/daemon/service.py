@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PEERCRED = struct.Struct("=iII")  # pid, uid, gid
 _COMMAND_TIMEOUT_S = 30.0
-_BEAT_S = 1.0
+_BEAT_S, _LOOK_S = 1.0, 0.25  # how often the kernel is told that we live, and its rings are looked at unasked
 _HANDLES = 3
 
 
@@ -46,7 +46,7 @@ class Service:
             poll.register(fd, select.POLLIN)
         beat = 0.0
         while True:
-            ready = {fd for fd, _ in poll.poll(_BEAT_S * 1000)}
+            ready = {fd for fd, _ in poll.poll(_LOOK_S * 1000)}
             if self._hosts.watches.fileno() in ready:
                 self._hosts.look_again()
             self._hosts.pump()
