@@ -73,8 +73,8 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
     arm, topology = collected.arms[name], collected.scenario.topology
     matrix = _matrix(collected, arm, record, intended)
     seen = visibility(record.truths, record.sightings, topology)
-    recalls, blind_spots = report.recalls(seen), seen.blind_spots
-    if not _several_users(collected):  # what all have in common tells nobody apart
+    recalls, blind_spots, several = report.recalls(seen), seen.blind_spots, _several_users(collected)
+    if not several:  # what all have in common tells nobody apart
         recalls["user"] = report.Recall(recall=None, n=0)
         blind_spots = tuple(spot for spot in blind_spots if " user of " not in spot)
     gaps = matrices.gap_classes(matrix.rows, topology, arm.native.approximations)
@@ -82,6 +82,7 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
         **report.verdicts(matrix), findings=tuple(_findings(matrix)), gap_classes=report.gap_classes(gaps),
         cost=_cost(costs, name), verified=_verified(collected, name),
         visibility=recalls, blind_spots=blind_spots,
+        coverage=report.coverage(seen, tuple(f for f in report.FIELDS if several or f != "user")),
         attack=_attack(collected, record), unforeseen=_replayed(collected, record, foreseen=False),
         foreseen=_replayed(collected, record, foreseen=True), policy=_policy(arm),
         deploy=report.Deploy(seconds=record.installed.seconds,

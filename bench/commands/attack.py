@@ -1,4 +1,4 @@
-"""The command about how far an attacker gets: attack."""
+"""Commands about a result's other half: attack (how far an attacker gets), coverage (what was seen of it all)."""
 
 from __future__ import annotations
 
@@ -65,3 +65,29 @@ def _expected(name: str, arms: str) -> dict[str, Lateral]:
     names = known_arms(tuple(dict.fromkeys(("none", *chosen))))
     every = [flow for flow in flows(scenario) if flow.proto == "tcp"]
     return lateral.laterals(scenario, lateral.expected(scenario, {n: registry.load(n) for n in names}, every))
+
+
+@app.command(epilog=epilog("labctl coverage results/three-tier/2026-11-23T002230Z",
+                           "labctl coverage RESULT --json | jq '.chokepoint.blind_spots'"))
+def coverage(
+    result: Annotated[Path, typer.Argument(help="A result's directory or its summary.json.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """The coverage map: by class of traffic, what each arm's telemetry saw of what was really done; its blind spots."""
+    from bench.report.saved import SavedError, read
+
+    try:
+        summary = read(result).summary
+    except SavedError as err:
+        raise fail(str(err), EXIT_USAGE) from None
+    arms = {name: arm for name, arm in summary.arms.items() if arm.coverage}
+    if not arms:
+        raise fail(f"{result}: has no coverage: an older labctl made it; run {summary.scenario} again", EXIT_USAGE)
+    if as_json:
+        print(json.dumps({name: arm.model_dump(mode="json", include={"coverage", "blind_spots"})
+                          for name, arm in arms.items()}, indent=1))
+        return
+    from bench.report.console import console
+    from bench.report.coverage import show
+
+    show(arms, console())

@@ -178,6 +178,9 @@ class Arm(_Model):
     load: Load | None = Field(None, description="what it did under load; null: not asked for (`--load`)")
     verified: Verified | None = Field(None, description="whether the policy was in force while the cost was measured")
     visibility: dict[FieldName, Recall] = Field(default_factory=dict, description="recall of the telemetry by field")
+    coverage: dict[str, dict[FieldName, Recall]] = Field(
+        default_factory=dict, description="recall by class of traffic (where it ran, protocol, passed or denied, kind "
+                                          "of attempt), then by field")
     blind_spots: tuple[str, ...] = Field((), description="what the telemetry missed, in words with counts")
     attack: Attack | None = Field(None, description="the live attack; null if the scenario has none")
     lateral: Lateral | None = Field(
@@ -279,6 +282,17 @@ def _kind(counts: matrices.Counts) -> Kind:
 def gap_classes(found: tuple[matrices.GapClass, ...]) -> tuple[GapClass, ...]:
     return tuple(GapClass(reason=g.reason, flows=g.flows, leaks=g.leaks, breaks=g.breaks, example=g.example)
                  for g in found)
+
+
+def coverage(seen: visibility.Visibility, fields: tuple[FieldName, ...] = FIELDS) -> dict[str, dict[FieldName, Recall]]:
+    """The field `coverage` of `Arm`. Of fields that are not in `fields` nothing can be said."""
+    nothing = visibility.Recall(None, 0)
+    return {name: {field: _recall(one[field] if field in fields else nothing) for field in FIELDS}
+            for name, one in seen.by_class.items()}
+
+
+def _recall(one: visibility.Recall) -> Recall:
+    return Recall(recall=one.recall, n=one.n)
 
 
 def recalls(seen: visibility.Visibility) -> dict[FieldName, Recall]:
