@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -188,12 +189,20 @@ def _footprint(collected: Collected, record: ArmRecord) -> report.Footprint | No
     """What the arm used while it was examined, beside hosts (memory: the mean of those it is on) and off them."""
     if not record.daemon_cpu_s:
         return None
-    router = collected.scenario.topology.router
-    rss = [size for host, size in record.daemon_rss_bytes.items() if host != router and size]
+    hosts = collected.scenario.topology.hosts
+    rss = [size for host, size in record.daemon_rss_bytes.items() if host in hosts and size]
     return report.Footprint(
         host_rss_bytes=sum(rss) / len(rss) if rss else None,
-        host_cpu_s=sum(spent for host, spent in record.daemon_cpu_s.items() if host != router),
-        off_host_cpu_s=record.daemon_cpu_s.get(router, 0.0))
+        host_cpu_s=sum(spent for host, spent in record.daemon_cpu_s.items() if host in hosts),
+        off_host_cpu_s=sum(spent for host, spent in record.daemon_cpu_s.items() if host not in hosts),
+        kernel_s=_in_kernel(record))
+
+
+def _in_kernel(record: ArmRecord) -> float | None:
+    """What the headers of the telemetry tell of time in kernel programs (`kernel_s`), all points together."""
+    told = [json.loads(note[note.index("{"):]) for note in record.notes if "kernel_s" in note]
+    spent = [float(one["kernel_s"]) for one in told if one["kernel_s"] is not None]
+    return sum(spent) if spent else None
 
 
 def _several_users(collected: Collected) -> bool:

@@ -89,6 +89,7 @@ def coverage(enforcer: Guarded, native: Native) -> dict[str, Answer]:
     claimed = [pair for name, pair in PLACES.items() if found[name] == "yes"]
     found["icmp"] = _all([enforcer.covers(_flow(pair, "app", "icmp", 0), TOPOLOGY) for pair in claimed])
     found["ipv6"] = _all([enforcer.covers(_flow(pair, "app", family=6), TOPOLOGY) for pair in claimed])
+    found["spoofed source"] = "yes" if enforcer.stops_spoofing else "no"
     found["process"], found["user"] = (_all([_tells_apart(native, pair, port) for pair in claimed])
                                        for port in (80, 22))
     return found

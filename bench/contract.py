@@ -43,6 +43,11 @@ class Guarded:
         """The first line of its class's docstring."""
         return (inspect.getdoc(type(self._enforcer)) or "(no docstring)").split("\n", 1)[0]
 
+    @property
+    def stops_spoofing(self) -> bool:
+        """Whether it says that no host can send as another. Not a verb: who does not say so does not claim it."""
+        return getattr(self._enforcer, "stops_spoofing", False) is True
+
     def needs(self) -> tuple[Feature, ...]:
         needs = self._call("needs", lambda: tuple(self._enforcer.needs()))
         self._each("needs", needs, Feature)

@@ -16,7 +16,7 @@ PLACES: Mapping[str, tuple[str, str]] = {  # source and target in the canonical 
     "same host": ("here", "here"), "same segment": ("here", "near"), "across segments": ("here", "far"),
     "to unmanaged": ("here", "bare"), "from unmanaged": ("bare", "here"), "between unmanaged": ("mute", "bare"),
 }
-CLASSES = (*PLACES, "icmp", "ipv6", "process", "user")
+CLASSES = (*PLACES, "icmp", "ipv6", "spoofed source", "process", "user")
 
 
 @dataclass(frozen=True, slots=True)

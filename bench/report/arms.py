@@ -14,8 +14,8 @@ from bench.installed import CLASSES, Arm, Entry
 _COLOURS = {"yes": "green", "no": "dim", "partly": "yellow", "–": "dim"}
 _LEGEND = (
     "claims: does it claim to enforce there? same host: between processes of one host; unmanaged: a host that takes no "
-    "agent, in another segment; icmp, ipv6: as it does TCP over IPv4; process, user: rules may name them; –: claims "
-    "nothing there could be a claim about.",
+    "agent, in another segment; icmp, ipv6: as it does TCP over IPv4; spoofed source: no host can send under "
+    "another's address; process, user: rules may name them; –: claims nothing there could be a claim about.",
     "Claims are checked by every run: what is enforced otherwise is a defect, what is not claimed a gap.",
 )
 

@@ -89,6 +89,8 @@ class Footprint(_Model):
     host_rss_bytes: float | None = Field(description="mean proportional memory of the daemons at a host; null: none")
     host_cpu_s: float | None = Field(description="CPU seconds of the daemons beside the hosts, all together")
     off_host_cpu_s: float | None = Field(description="CPU seconds of the daemons at the router and switch ports")
+    kernel_s: float | None = Field(default=None, description="seconds in the arm's kernel programs, a part of the CPU "
+                                   "time of whoever sent the packets; from the kernel's run statistics, null: not told")
 
 
 class GapClass(_Model):

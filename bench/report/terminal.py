@@ -145,6 +145,7 @@ def _effort_rows() -> Iterable[Row]:
     yield "memory per host", lambda _, a: "–" if a.footprint is None else _bytes(a.footprint.host_rss_bytes), ""
     yield "CPU on hosts", lambda n, a: _cpu(n, a.footprint.host_cpu_s if a.footprint else None), ""
     yield "CPU off hosts", lambda n, a: _cpu(n, a.footprint.off_host_cpu_s if a.footprint else None), ""
+    yield "CPU in programs", lambda n, a: _cpu(n, a.footprint.kernel_s if a.footprint else None), ""
     yield "in force after", _converged, ""
 
 

@@ -11,13 +11,15 @@ from typing import IO
 
 from lab import packages
 from lab.backends import mininet_net, reclaim
+from lab.backends import switch as switch_side
 from lab.backends.base import Completed, Usage
+from lab.backends.switch import Switch
 from lab.deploy.enforcement import AnsibleEnforcement
 from lab.hosts import init_client, roles
 from lab.hosts.attempts import Actor, Attempt
 from lab.hosts.control import Fleet
 from lab.isolation import RUN_DIR
-from lab.model import FAMILIES, STRANGER, Family, Flow, Topology
+from lab.model import FAMILIES, STRANGER, Family, Flow, Point, Topology
 
 UP_TIMEOUT_S = 60.0
 DOWN_TIMEOUT_S = 10.0
@@ -38,7 +40,9 @@ class MininetTestbed:
         self._sockets = RUN_DIR / "hosts"
         self._sockets.mkdir(mode=0o700, exist_ok=True)
         self._make_cgroups()
+        self.switch = Switch(self.cgroup / switch_side.CGROUP if self.cgroup else None)
         self.net = mininet_net.make_net(topology, labhost, self._sockets)
+        self.switch.seclude()
         self._pids = {node.name: int(node.pid) for node in self.net.hosts}
         self.services = Fleet(RUN_DIR / "control.sock")
         self._start_services(actors)
@@ -61,13 +65,7 @@ class MininetTestbed:
 
     def put(self, host: str, files: Mapping[str, bytes]) -> None:
         """Place files (absolute paths on the host, mode 0755) as root."""
-        root = Path(f"/proc/{self._pids[host]}/root")
-        for path, content in files.items():
-            target = root / path.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # a running executable cannot be written over, but it can be replaced
-            target.write_bytes(content)
-            target.chmod(0o755)
+        switch_side.put(Path(f"/proc/{self._pids[host]}/root"), files)
 
     def usage(self, memory: bool = True) -> Usage:
         """CPU by cgroup and, if asked, the daemons' proportional memory; without cgroup v2 everything is empty."""
@@ -75,6 +73,7 @@ class MininetTestbed:
             return Usage({}, {}, {}, "unavailable: no writable cgroup v2")
         hosts = {name: _cpu_s(self.cgroup / name) for name in self._pids}
         daemons = {name: _cpu_s(self.cgroup / f"{name}.d") for name in self._pids}
+        daemons[switch_side.NAME] = _cpu_s(self.cgroup / switch_side.CGROUP)
         rss = {name: sum(_pss(int(pid)) for pid in (self.cgroup / f"{name}.d/cgroup.procs").read_text().split())
                for name in self._pids} if memory else {}
         return Usage(_part(hosts, 0), _part(daemons, 0), rss,
@@ -83,6 +82,25 @@ class MininetTestbed:
     def enforcement(self, arm: str, covers: Callable[[Flow], bool]) -> AnsibleEnforcement:
         """`covers` is for backends that only pretend; here packets decide."""
         return AnsibleEnforcement(self, arm)
+
+    # --- enforcement points ---
+
+    def run_at(self, point: Point, argv: Sequence[str]) -> Completed:
+        """Run a command at an enforcement point to its end; what it leaves running counts as the arm's."""
+        if point.kind == "port":
+            return self.switch.run(argv, self.port_of(point))
+        return self.run(point.host, argv, daemon=True)
+
+    def put_at(self, point: Point, files: Mapping[str, bytes]) -> None:
+        """Place files at an enforcement point."""
+        if point.kind == "port":
+            switch_side.put(Path("/"), files)
+        else:
+            self.put(point.host, files)
+
+    def port_of(self, point: Point) -> str:
+        """The interface that is the switch side of a host's link."""
+        return mininet_net.port_of(self.topology, point.host)
 
     # --- parts ---
 
@@ -111,6 +129,7 @@ class MininetTestbed:
             for name in [self.topology.router, *self.topology.hosts]:
                 for suffix in ("", ".d"):
                     (self.cgroup / f"{name}{suffix}").mkdir()
+            (self.cgroup / switch_side.CGROUP).mkdir()
 
     def _start_services(self, actors: Collection[Actor]) -> None:
         """Place each service's executable and start it. It ends with its connection to the fleet, or with its host."""

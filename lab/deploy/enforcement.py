@@ -57,7 +57,7 @@ class AnsibleEnforcement:
         The files are placed anew: two arms may keep theirs under the same names, and the other one was here since.
         """
         for point, plan in self._deployment.items():
-            self._testbed.put(point.host, plan.files)
+            self._testbed.put_at(point, plan.files)
         begin = time.monotonic()
         self._each(lambda plan: plan.up)
         self._await_ready()
@@ -95,7 +95,7 @@ class AnsibleEnforcement:
         def one(item: tuple[Point, PointPlan]) -> Completed:
             done = Completed(0, b"", b"")
             for argv in commands(item[1]):
-                done = self._testbed.run(item[0].host, argv, daemon=True)
+                done = self._testbed.run_at(item[0], argv)
                 if done.status:
                     break
             return done
@@ -132,10 +132,8 @@ def _play(testbed: MininetTestbed, deployment: Deployment) -> None:
         for index, (point, plan) in enumerate(deployment.items()):
             tar = private / f"{index}.tar"
             tar.write_bytes(archive(plan))
-            hosts[point.host] = {
-                "lab_socket": str(testbed.socket(point.host)), "lab_archive": str(tar), "lab_command": command(plan),
-                "lab_cgroup": str(testbed.cgroup_of(point.host, True) or ""),
-            }
+            hosts[_inventory_name(point)] = {**_way_to(testbed, point), "lab_archive": str(tar),
+                                             "lab_command": command(plan)}
         inventory = {"all": {"hosts": hosts, "vars": {"ansible_connection": "labns"}}}
         runner = ansible_runner.run(
             private_data_dir=str(private), playbook=str(_HERE / "deploy.yml"), inventory=inventory, quiet=True,
@@ -145,6 +143,17 @@ def _play(testbed: MininetTestbed, deployment: Deployment) -> None:
             raise DeployError(f"ansible: {_first_failure(runner)}")
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _inventory_name(point: Point) -> str:
+    return f"port of {point.host}" if point.kind == "port" else point.host
+
+
+def _way_to(testbed: MininetTestbed, point: Point) -> dict[str, str]:
+    """What the connection plugin has to know: a host's socket, or the interface of a switch port."""
+    if point.kind == "port":
+        return {"lab_port": testbed.port_of(point), "lab_cgroup": str(testbed.switch.cgroup or "")}
+    return {"lab_socket": str(testbed.socket(point.host)), "lab_cgroup": str(testbed.cgroup_of(point.host, True) or "")}
 
 
 def _environment(private: Path) -> dict[str, str]:

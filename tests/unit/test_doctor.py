@@ -147,6 +147,9 @@ def test_two_arms_claim_what_their_technique_can() -> None:
     found = {one.arm.name: one.coverage for one in checkup.catalogue()}
     assert found["chokepoint"]["same segment"] == "no" and found["chokepoint"]["across segments"] == "yes"
     assert found["agent-nft"]["same host"] == "yes" and found["agent-nft"]["between unmanaged"] == "no"
+    switch = found["virtual-switch"]
+    assert [name for name, answer in switch.items() if answer == "no"] == ["same host", "process", "user"]
+    assert {found[name]["spoofed source"] for name in ("none", "agent-nft", "chokepoint")} == {"no"}
     assert set(found["none"].values()) == {"no", "–"}
 
 

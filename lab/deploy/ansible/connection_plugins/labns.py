@@ -1,4 +1,4 @@
-"""Ansible connection to a host of the lab: its `labhost init` runs the command inside its namespaces."""
+"""Ansible connection to an enforcement point: a host, whose `labhost init` runs the command, or a switch port."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.connection import ConnectionBase
 
+from lab.backends.switch import Switch
 from lab.hosts import init_client
 
 DOCUMENTATION = """
@@ -18,7 +19,11 @@ DOCUMENTATION = """
       lab_socket:
         description: the socket of the host
         vars: [{name: lab_socket}]
-        required: true
+        default: ''
+      lab_port:
+        description: the interface of the switch port, where the point is one
+        vars: [{name: lab_port}]
+        default: ''
       lab_cgroup:
         description: the control group that what is started belongs to
         vars: [{name: lab_cgroup}]
@@ -36,6 +41,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         cgroup = self.get_option("lab_cgroup")
+        if port := self.get_option("lab_port"):
+            there = Switch(Path(cgroup) if cgroup else None).run(["/bin/sh", "-c", cmd], port, input=in_data or b"")
+            return there.status, there.stdout, there.stderr
         try:
             done = init_client.run(Path(self.get_option("lab_socket")), ["/bin/sh", "-c", cmd], input=in_data or b"",
                                    cgroup=Path(cgroup) if cgroup else None)

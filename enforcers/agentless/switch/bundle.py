@@ -1,0 +1,54 @@
+"""The daemon as one file, the same byte for byte wherever it is built, and the plan that guards one port."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from lab.bpf.build import compiled
+from lab.model import PointPlan
+
+DIRECTORY = "/run/switch"
+_PYTHON = ("/usr/bin/python3", "-I", "-S")  # no site packages, no environment: the standard library alone
+_MAIN = "import sys\nfrom switchd.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can say
+_BORROWED = ("__init__.py", "bpf/__init__.py", "bpf/libbpf.py", "bpf/ring.py", "bpf/syscall.py")
+
+
+@cache
+def daemon_zipapp() -> bytes:
+    """switch.pyz: the daemon's package, what it needs of lab.bpf, and a `__main__`, stored uncompressed."""
+    sources = {f"switchd/{item.name}": item.read_bytes() for item in files(f"{__package__}.daemon").iterdir()
+               if item.name.endswith(".py")}
+    sources |= {f"lab/{name}": (files("lab") / name).read_bytes() for name in _BORROWED}
+    sources["__main__.py"] = _MAIN.encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(sources):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.create_system, entry.external_attr = 3, 0o600 << 16
+            archive.writestr(entry, sources[name])
+    return b"#!/usr/bin/python3 -IS\n" + buffer.getvalue()
+
+
+@cache
+def program(flags: tuple[str, ...] = ()) -> bytes:
+    """switch.o, compiled with these `flags` too. Raises BpfBuildError where it is not compiled yet and cannot be."""
+    return compiled(Path(str(files(__package__) / "switch.bpf.c")), flags=flags)
+
+
+def port_plan(host: str, document: str) -> PointPlan:
+    """What to place and run for the port of `host`; `document` says who the host is, and maybe the whole policy."""
+    place = f"{DIRECTORY}/{host}"
+
+    def command(order: str) -> tuple[str, ...]:
+        return (*_PYTHON, f"{place}/switch.pyz", order, "--file", f"{place}/port.json")
+
+    return PointPlan(
+        files={f"{place}/switch.pyz": daemon_zipapp(), f"{place}/switch.o": program(),
+               f"{place}/port.json": document.encode()},
+        up=(command("attach"),), ready=command("ready"), update=(command("update"),), collect=command("collect"),
+        down=(command("detach"),))

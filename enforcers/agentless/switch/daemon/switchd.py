@@ -1,0 +1,254 @@
+"""The switch as the daemon holds it: the program, its ports, its policies, what was seen at each port."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lab.bpf import syscall
+from lab.bpf.libbpf import BpfObject
+from lab.bpf.ring import Ring
+from lab.bpf.ring import split as split_ring
+from lab.bpf.syscall import Map
+
+from . import layout
+from .tables import Policies
+
+DIRECTORY = Path("/run/switch")
+PINS = DIRECTORY / "bpf"
+MAPS = ("ports", "tenants", "flows", "fragments", "records", "counters", "addresses", "prefixes", "service_classes",
+        "verdicts")
+PROGRAMS = ("from_host", "to_host")
+SPOOL_BYTES = 32 << 20
+_INDEX = struct.Struct("=I")
+_LOOKUP = 1
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Switch:
+    """Every port of this switch that is guarded. What it does to the kernel outlives it: a new one takes over."""
+
+    def __init__(self, program: bytes) -> None:
+        PINS.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.path.ismount(PINS):
+            _mount_bpf(PINS)
+        again = (PINS / "flows").exists()
+        if not again:
+            _load(program)
+        self.maps = {name: Map.at(PINS / name) for name in MAPS}
+        self.programs = {name: syscall.pinned(PINS / name) for name in PROGRAMS}
+        self.ring = Ring(self.maps["records"].fd)
+        self.policies = Policies(self.maps)
+        self.ports: dict[str, int] = {}
+        self._spool: deque[bytes] = deque()
+        self._spooled = self.lost = 0
+        self._by_port: dict[int, list[layout.Seen]] = {}
+        self._runs = self._run_ns = 0
+        if again:
+            self._adopt()
+
+    # --- ports ---
+
+    def attach(self, interface: str, port: dict[str, Any]) -> None:
+        """Guard a port: from now on nothing passes there unjudged."""
+        index = socket.if_nametoindex(interface)
+        if index >= layout.PORTS:
+            raise OSError(f"{interface}: its index {index} is beyond {layout.PORTS}")
+        self.maps["ports"].put(_INDEX.pack(index), layout.port_value(port, int(port["tenant"])))
+        _link(interface, index, self.programs)
+        self.ports[interface] = index
+
+    def detach(self, interface: str) -> None:
+        """Leave a port as it was, and forget its flows."""
+        index = self.ports.pop(interface, None)
+        _unlink(interface)
+        if index is not None:
+            self.maps["ports"].put(_INDEX.pack(index), layout.NOBODYS_PORT)
+            flows = self.maps["flows"]
+            for key, _flow in flows.items():
+                if _INDEX.unpack_from(key)[0] == index:
+                    flows.delete(key)
+
+    def close(self) -> None:
+        """Take everything away: the last port is gone."""
+        self.ring.close()
+        for one in self.maps.values():
+            one.close()
+        for fd in self.programs.values():
+            os.close(fd)
+        _clear()
+
+    # --- telemetry ---
+
+    def drain(self) -> None:
+        """Move what has ended from the kernel's ring to ours; the oldest goes where there is no room."""
+        got = self.ring.drain()
+        if not got:
+            return
+        self._spool.append(got)
+        self._spooled += len(got)
+        while self._spooled > SPOOL_BYTES and len(self._spool) > 1:
+            gone = self._spool.popleft()
+            self._spooled -= len(gone)
+            self.lost += len(gone) // (layout.RECORD_BYTES + 8)
+
+    def sweep(self) -> None:
+        """Forget flows that have been silent for too long; those that nobody was told of are told now."""
+        now, flows = time.clock_gettime_ns(time.CLOCK_MONOTONIC), self.maps["flows"]
+        for key, value in flows.items():
+            if struct.unpack_from("=Q", value, 8)[0] < now:
+                one = layout.seen(key, value)
+                if not one.told:
+                    self._by_port.setdefault(one.port, []).append(one)
+                flows.delete(key)
+
+    def sort(self) -> None:
+        """By port: what has ended since the last time."""
+        self.drain()
+        for content in self._spool:
+            for record in split_ring(content):
+                one = layout.seen(*layout.split(record))
+                self._by_port.setdefault(one.port, []).append(one)
+        self._spool.clear()
+        self._spooled = 0
+
+    def told(self, interface: str) -> Iterator[str]:
+        """Lines of telemetry: what ended at a port since the last call, and what goes on there."""
+        index = self.ports[interface]
+        self.sort()
+        for one in self._by_port.pop(index, []):
+            yield self._line(one)
+        for key, value in self.maps["flows"].items():
+            if _INDEX.unpack_from(key)[0] == index:
+                one = layout.seen(key, value)
+                if not one.told:
+                    yield self._line(one)
+
+    def header(self) -> str:
+        """What the switch as a whole counted. `kernel_s`: time in the program, inside of the senders' own CPU time."""
+        counted = {name: self._count(index) for index, name in enumerate(layout.COUNTERS)}
+        each = self._run_ns / self._runs if self._runs else None
+        return json.dumps({"t": "header", "counters": counted, "lost": self.lost, "sampled_runs": self._runs,
+                           "ns_per_run": each, "kernel_s": counted["seen"] * each / 1e9 if each else None})
+
+    @contextlib.contextmanager
+    def sampled(self) -> Iterator[None]:
+        """While it lasts the kernel times the program's runs. Without the right to that, nothing is known."""
+        before = [syscall.run_cost(fd) for fd in self.programs.values()]
+        try:
+            with syscall.run_statistics():
+                yield
+        except PermissionError:
+            yield
+            return
+        for (runs, spent), fd in zip(before, self.programs.values(), strict=True):
+            count, total = syscall.run_cost(fd)
+            self._runs += count - runs
+            self._run_ns += total - spent
+
+    # --- parts ---
+
+    def _line(self, one: layout.Seen) -> str:
+        names = self.policies.rules.get(one.generation, [])
+        rule = names[one.rule] if one.rule < len(names) else None
+        return json.dumps({"t": "flow", "time": one.start_ns / 1e9, "proto": one.proto, "source": one.source,
+                           "sport": one.sport, "target": one.target, "dport": one.dport, "bytes": one.bytes,
+                           "packets": one.packets, "verdict": "allow" if one.allowed else "deny", "rule": rule})
+
+    def _count(self, index: int) -> int:
+        key = ctypes.create_string_buffer(_INDEX.pack(index), 4)
+        values = ctypes.create_string_buffer(8 * _possible_cpus())
+        syscall.bpf(_LOOKUP, struct.pack("<IIQQQ", self.maps["counters"].fd, 0, syscall.address(key),
+                                         syscall.address(values), 0))
+        return sum(struct.unpack(f"={len(values) // 8}Q", values.raw))
+
+    def _adopt(self) -> None:
+        self.policies.adopt()
+        for interface in _guarded():
+            with contextlib.suppress(OSError):  # the port went while nobody looked
+                self.ports[interface] = socket.if_nametoindex(interface)
+
+
+# --- the kernel's side ---------------------------------------------------------------------------------
+
+
+def _load(program: bytes) -> None:
+    with BpfObject(program) as loaded:
+        loaded.load()
+        for name in PROGRAMS:
+            syscall.pin(loaded.program(name), PINS / name)
+        for name in MAPS:
+            syscall.pin(loaded.map(name), PINS / name)
+
+
+def _link(interface: str, index: int, programs: dict[str, int]) -> None:
+    """As a link of the interface (Linux 6.6), which costs a packet less, else as a filter of clsact."""
+    for suffix, name, where in (("in", "from_host", syscall.TCX_INGRESS), ("out", "to_host", syscall.TCX_EGRESS)):
+        pin = PINS / f"{suffix}_{interface}"
+        pin.unlink(missing_ok=True)
+        try:
+            fd = syscall.link(programs[name], index, where)
+        except OSError:
+            return _filter(interface)
+        syscall.pin(fd, pin)
+        os.close(fd)
+    return None
+
+
+def _filter(interface: str) -> None:
+    _tc("qdisc", "replace", "dev", interface, "clsact")
+    for direction, name in (("ingress", "from_host"), ("egress", "to_host")):
+        _tc("filter", "replace", "dev", interface, direction, "pref", "1", "handle", "1", "bpf", "direct-action",
+            "object-pinned", str(PINS / name))
+
+
+def _unlink(interface: str) -> None:
+    pins = [PINS / f"{suffix}_{interface}" for suffix in ("in", "out")]
+    if any(pin.exists() for pin in pins):
+        for pin in pins:
+            pin.unlink(missing_ok=True)
+    else:
+        subprocess.run(["tc", "qdisc", "del", "dev", interface, "clsact"], capture_output=True, check=False)
+
+
+def abandon(interface: str) -> None:
+    """Take a port back from a daemon that is no more, and the program with the last."""
+    _unlink(interface)
+    if os.path.ismount(PINS) and not _guarded():
+        _clear()
+
+
+def _guarded() -> list[str]:
+    return [pin.name.removeprefix("in_") for pin in PINS.glob("in_*")]
+
+
+def _clear() -> None:
+    _libc.umount2(os.fsencode(PINS), _MNT_DETACH)  # every pin goes with it
+
+
+def _tc(*words: str) -> None:
+    done = subprocess.run(["tc", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"tc {' '.join(words)}: {done.stderr.strip()}")
+
+
+def _mount_bpf(where: Path) -> None:
+    if _libc.mount(b"bpf", os.fsencode(where), b"bpf", ctypes.c_ulong(0x2 | 0x4 | 0x8), b"mode=700"):
+        err = ctypes.get_errno()
+        raise OSError(err, f"a bpf file system cannot be mounted: {os.strerror(err)}", str(where))
+
+
+def _possible_cpus() -> int:
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition("-")[2]
+    return int(last) + 1

@@ -1,0 +1,88 @@
+"""The virtual switch in a whole lab: what hosts can see of it, how a large change arrives. Runs isolated."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from enforcers.agentless.switch.daemon.switchd import PINS
+from enforcers.agentless.virtual_switch import VirtualSwitch
+from lab.backends.mininet_lab import MininetTestbed, up
+from lab.hosts.attempts import Actor, Attempt
+from lab.hosts.build import build
+from lab.hosts.roles import actors
+from lab.isolation import RunIdentity
+from lab.model import Native, Point, Scenario
+from lab.scenario import load
+
+ROOT = Path(__file__).parents[2]
+LISTINGS = {
+    "processes": ("/bin/sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done | sort"),
+    "files": ("/bin/sh", "-c", "find /run /opt /srv | sort"),
+    "rules": ("nft", "list", "ruleset"),
+    "queues and programs": ("/bin/sh", "-c", "tc qdisc show; tc filter show dev eth0; tc filter show dev eth0 egress; "
+                                             "tc filter show dev eth0 ingress; ip -d link show eth0"),
+}
+
+
+def listed(testbed: MininetTestbed) -> dict[str, dict[str, str]]:
+    return {host: {what: testbed.run(host, argv).stdout.decode() for what, argv in LISTINGS.items()}
+            for host in (*testbed.topology.hosts, testbed.topology.router)}
+
+
+def unseen(me: RunIdentity, _argument: object) -> dict[str, Any]:
+    """What differs inside the hosts with the arm in place, after it, and what is left at the switch."""
+    scenario = load(ROOT / "scenarios" / "three-tier.yaml")
+    with up(scenario.topology, build(), me.cgroup, actors(scenario.topology)) as testbed:
+        before = listed(testbed)
+        arm, native = VirtualSwitch(), VirtualSwitch().compile(scenario.policy, scenario.topology)
+        place = testbed.enforcement(arm.name, lambda flow: arm.covers(flow, scenario.topology))
+        place.install(native, arm.render(native, scenario.topology))
+        during = listed(testbed)
+        update = changed(testbed, scenario, native)
+        usage = testbed.usage()
+        place.down()
+        return {"differs": {host: [line for what in LISTINGS for line in set(during[host][what].splitlines())
+                                   ^ set(before[host][what].splitlines())]
+                            for host in before},
+                "after": listed(testbed) == before, "left": PINS.exists() and any(PINS.iterdir()),
+                "switch_cpu_s": usage.daemon_cpu_s.get("(switch)"), **update}
+
+
+def changed(testbed: MininetTestbed, scenario: Scenario, native: Native, entries: int = 10_000) -> dict[str, Any]:
+    """A policy of 10,000 entries, put in force five times: the seconds that each took, and what the next packet met."""
+    first = next(iter(native.rules))
+    document = json.loads(native.rules[first])
+    policy = document["policy"]
+    groups = range(1000, 1000 + entries)
+    policy["addresses"] += [[f"172.16.{n // 256}.{n % 256}", group] for n, group in enumerate(groups)]
+    policy["verdicts"] += [[group, 1, 3, 1, 1] for group in groups]
+    shut = replace_rules(document, allow_shop=False)
+    seconds, met = [], []
+    hosts = scenario.topology.hosts
+    attempt = Attempt(Actor("user-1", "browser", "svc"), "tcp", 4, hosts["web-1"].v4, 80)
+    for _ in range(5):
+        for one in (shut, document):
+            seconds.append(put(testbed, first, one))
+            (got,) = testbed.services.probe([attempt], 0.3)
+            met.append(got.outcome)
+    return {"seconds": seconds, "met": met, "entries": len(policy["verdicts"])}
+
+
+def replace_rules(document: dict[str, Any], *, allow_shop: bool) -> dict[str, Any]:
+    policy = document["policy"]
+    verdicts = [[*entry[:4], int(allow_shop) if entry[3] == 1 else entry[4]] for entry in policy["verdicts"]]
+    return {**document, "policy": {**policy, "verdicts": verdicts}}
+
+
+def put(testbed: MininetTestbed, point: Point, document: dict[str, Any]) -> float:
+    plan = VirtualSwitch().render(Native({point: json.dumps(document)}, None, (), 0), testbed.topology)[point]  # type: ignore[arg-type]
+    file = next(path for path in plan.files if path.endswith("port.json"))
+    testbed.put_at(point, {file: plan.files[file]})
+    begin = time.monotonic()
+    done = testbed.run_at(point, plan.update[0])
+    assert done.status == 0, done.stderr
+    assert time.monotonic() - begin < 10
+    return float(json.loads(done.stdout)["seconds"])
