@@ -66,14 +66,18 @@ class FakeTestbed:
         return self.lies.get(self.state.arm, Lies()).dead
 
     def run(self, host: str, argv: Sequence[str], *, input: bytes = b"", daemon: bool = False) -> Completed:
-        """Answers iperf3's client, the one command that an instrument runs, from the planted slowness."""
-        bps = 1e10 * _RR_US / (_RR_US + self.lie().slow_us)
-        answer = json.dumps({"end": {"sum_received": {"bits_per_second": bps}}})
-        return Completed(0, answer.encode() if "iperf3" in argv else b"", b"")
+        """Whatever it is, it says nothing."""
+        return Completed(0, b"", b"")
+
+    def bulk_bps(self) -> float:
+        """What iperf3's client tells, from the planted slowness."""
+        return 1e10 * _RR_US / (_RR_US + self.lie().slow_us)
 
     def spawn(self, host: str, argv: Sequence[str], *, process: str | None = None,
               env: Mapping[str, str] | None = None) -> HostProcess:
-        return FakeProcess()
+        """A server, or iperf3's client (-c)."""
+        told = json.dumps({"end": {"sum_received": {"bits_per_second": self.bulk_bps()}}})
+        return FakeProcess(told.encode()) if "-c" in argv else FakeProcess()
 
     def put(self, host: str, files: Mapping[str, bytes]) -> None:
         """Nothing: there are no files."""
@@ -86,11 +90,11 @@ class FakeTestbed:
 
 
 class FakeProcess:
-    """A process that says it listens, and has ended."""
+    """A process that has said something, that it listens if nothing else, and has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: bytes = b"listening\n") -> None:
         self.stdin: IO[bytes] = io.BytesIO()
-        self.stdout: IO[bytes] = io.BytesIO(b"listening\n")
+        self.stdout: IO[bytes] = io.BytesIO(said)
         self.pid = 0
 
     def wait(self, timeout: float | None = None) -> int:

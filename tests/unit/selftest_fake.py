@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -15,7 +14,7 @@ from bench.selftest import plants
 from bench.selftest.measure import Lab
 from bench.selftest.session import SCENARIO
 from enforcers.none import NoEnforcer
-from lab.backends.base import Completed, Enforcement
+from lab.backends.base import Enforcement
 from lab.backends.fake import FakeServices, FakeTestbed, Lies
 from lab.hosts.attempts import Actor, Attempt, Attempted, LoopResult
 from lab.model import Enforcer, Family, Flow, Outcome, Topology
@@ -94,10 +93,9 @@ class Testbed(FakeTestbed):
     def enforcement(self, arm: str, covers: Callable[[Flow], bool]) -> Enforcement:
         return Weather(self.services) if arm == "drifts" else super().enforcement(arm, covers)  # type: ignore[return-value]
 
-    def run(self, host: str, argv: Sequence[str], *, input: bytes = b"", daemon: bool = False) -> Completed:
+    def bulk_bps(self) -> float:
         capped = self.state.arm == "caps"
-        bps = (plants.CAP_BPS * plants.PAYLOAD if capped else 1e10) * self.services.chance.uniform(0.99, 1.01)
-        return Completed(0, json.dumps({"end": {"sum_received": {"bits_per_second": bps}}}).encode(), b"")
+        return (plants.CAP_BPS * plants.PAYLOAD if capped else 1e10) * self.services.chance.uniform(0.99, 1.01)
 
 
 def make(name: str) -> Enforcer:

@@ -85,7 +85,7 @@ def all_matches(patch: pytest.MonkeyPatch) -> None:
 
 
 def offered_is_received(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(datapath, "_bulk", lambda *_args: 1e10)
+    patch.setattr(datapath, "bulk", lambda *_args: 1e10)
 
 
 def whole_milliseconds(patch: pytest.MonkeyPatch) -> None:
