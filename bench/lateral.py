@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.analysis import paths, survival, walks
 from bench.analysis.paths import DECLARED, Positions
-from bench.analysis.walks import CAMPAIGNS, Tried, Walk
+from bench.analysis.walks import CAMPAIGNS, Walk
 from bench.report import lateral as report
 from lab.model import Enforcer, Flow, Observation, Outcome, Scenario
 from lab.policy_sets import Oracle
@@ -14,34 +14,33 @@ from lab.policy_sets import Oracle
 BASELINE = "none"
 
 
-def observed(observations: Iterable[Observation]) -> dict[Flow, Tried]:
+def observed(observations: Iterable[Observation]) -> dict[Flow, bool]:
     """What a matrix says of every flow that was tried."""
-    return {o.flow: Tried(o.outcome is Outcome.OPEN, None if o.total_us is None else o.total_us / 1e6)
-            for o in observations}
+    return {o.flow: o.outcome is Outcome.OPEN for o in observations}
 
 
 def expected(scenario: Scenario, enforcers: Mapping[str, Enforcer],
-             flows: Sequence[Flow]) -> dict[str, dict[Flow, Tried]]:
-    """What each arm says it will do: nothing is tried, so that no attempt has a duration."""
+             flows: Sequence[Flow]) -> dict[str, dict[Flow, bool]]:
+    """What each arm says it will do, by flow whether it is open."""
     found = {}
     for name, enforcer in enforcers.items():
         effective = enforcer.compile(scenario.policy, scenario.topology).effective
         verdicts = Oracle(effective, scenario.topology).verdicts(flows)
-        found[name] = {flow: Tried(verdict.allow or not enforcer.covers(flow, scenario.topology), None)
+        found[name] = {flow: verdict.allow or not enforcer.covers(flow, scenario.topology)
                        for flow, verdict in zip(flows, verdicts, strict=True)}
     return found
 
 
-def laterals(scenario: Scenario, tried: Mapping[str, Mapping[Flow, Tried]]) -> dict[str, report.Lateral]:
+def laterals(scenario: Scenario, tried: Mapping[str, Mapping[Flow, bool]]) -> dict[str, report.Lateral]:
     """Every arm's figures; the baseline's campaigns are what the others' are held against."""
     campaigns = {name: _campaigns(scenario, one) for name, one in tried.items()}
     return {name: _lateral(scenario, one, campaigns[name], campaigns.get(BASELINE, ())) for name, one in tried.items()}
 
 
-def _lateral(scenario: Scenario, tried: Mapping[Flow, Tried], campaigns: Sequence[Walk],
+def _lateral(scenario: Scenario, tried: Mapping[Flow, bool], campaigns: Sequence[Walk],
              base: Sequence[Walk]) -> report.Lateral:
     topology, attack = scenario.topology, scenario.attack
-    opened = [flow for flow, came in tried.items() if came.open]
+    opened = [flow for flow, was_open in tried.items() if was_open]
     positions = {rule: Positions(opened, topology, takeable)
                  for rule, takeable in paths.rules(topology, scenario.seed).items()}
     way = None
@@ -58,7 +57,7 @@ def _reasons(scenario: Scenario, flows: Sequence[Flow]) -> list[str]:
     return [v.rule if v.allow else "" for v in verdicts]
 
 
-def _campaigns(scenario: Scenario, tried: Mapping[Flow, Tried]) -> tuple[Walk, ...]:
+def _campaigns(scenario: Scenario, tried: Mapping[Flow, bool]) -> tuple[Walk, ...]:
     attack = scenario.attack
     if attack is None or not attack.goals:
         return ()
@@ -71,15 +70,11 @@ def _campaigns(scenario: Scenario, tried: Mapping[Flow, Tried]) -> tuple[Walk, .
 def _difficulty(campaigns: Sequence[Walk], base: Sequence[Walk], seed: int) -> report.Difficulty | None:
     if not campaigns:
         return None
-    attempts = _column(campaigns, "attempts")
-    timed = all(walk.seconds is not None for walk in (*campaigns, *base))
+    attempts = _columns(campaigns)
     return report.Difficulty(
         attempts=report.middle(survival.middle(*attempts)),
-        seconds=report.middle(survival.middle(*_column(campaigns, "seconds"))) if timed else None,
-        attempts_multiple=report.multiple(survival.multiple(*attempts, *_column(base, "attempts"), seed)),
-        seconds_multiple=report.multiple(survival.multiple(
-            *_column(campaigns, "seconds"), *_column(base, "seconds"), seed)) if timed else None)
+        attempts_multiple=report.multiple(survival.multiple(*attempts, *_columns(base), seed)))
 
 
-def _column(campaigns: Sequence[Walk], name: str) -> tuple[list[float], list[bool]]:
-    return [float(getattr(walk, name)) for walk in campaigns], [walk.reached for walk in campaigns]
+def _columns(campaigns: Sequence[Walk]) -> tuple[list[float], list[bool]]:
+    return [float(walk.attempts) for walk in campaigns], [walk.reached for walk in campaigns]

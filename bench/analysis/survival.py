@@ -1,4 +1,4 @@
-"""Time and attempts to compromise over many campaigns, those that never got there counted as censored. Pure.
+"""Attempts (or time) to compromise over many campaigns, those that never got there counted as censored. Pure.
 
 Kaplan and Meier, "Nonparametric Estimation from Incomplete Observations", JASA 53 (1958), as scipy has it; pointwise
 intervals by the log-log transformation of Greenwood's variance; the median's by where these cross one half

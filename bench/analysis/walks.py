@@ -1,9 +1,10 @@
-"""Many seeded campaigns over a matrix of what was tried: how many attempts, and how long, until the goal. Pure.
+"""Many seeded campaigns over a matrix of what was tried: how many attempts until the goal. Pure.
 
 The attacker makes one attempt at a time, at random among what it has not tried: from each process it holds and from
 a binary dropped beside it, to every TCP port that is offered on a host it does not hold. It knows addresses and ports,
-not what is open nor what is vulnerable. An open port costs a second attempt, the exploit. Outcome and duration of each
-attempt are those of the real one in the matrix; it stops at the goal, or when nothing is left to try.
+not what is open nor what is vulnerable. An open port costs a second attempt, the exploit. What comes of each attempt
+is what came of the real one in the matrix; it stops at the goal, or when nothing is left to try. How long it takes is
+not said: a matrix is probed thousands at a time, and its durations are those of a queue.
 """
 
 from __future__ import annotations
@@ -21,28 +22,19 @@ CAMPAIGNS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """What came of one flow: open or not, and after how many seconds one knew (None: not measured)."""
-
-    open: bool
-    seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Walk:
-    """One campaign: whether it got to the goal, after how many attempts and seconds; None: times were not measured."""
+    """One campaign: whether it got to the goal, and after how many attempts."""
 
     reached: bool
     attempts: int
-    seconds: float | None
 
 
 class Walks:
     """Campaigns from one foothold to one of `goals` (hosts), over IPv4."""
 
-    def __init__(self, tried: Mapping[Flow, Tried], topology: Topology, takeable: Collection[Place]) -> None:
+    def __init__(self, tried: Mapping[Flow, bool], topology: Topology, takeable: Collection[Place]) -> None:
         self._takeable, self._topology = frozenset(takeable), topology
-        self._options: dict[Place, list[tuple[Flow, Tried]]] = defaultdict(list)
+        self._options: dict[Place, list[tuple[Flow, bool]]] = defaultdict(list)
         for flow in sorted(tried):
             if self._offered(flow):
                 self._options[flow.source, flow.process].append((flow, tried[flow]))
@@ -56,24 +48,21 @@ class Walks:
         return tuple(self._walk(foothold, frozenset(goals), random.Random(seed)) for seed in seeds)
 
     def _walk(self, foothold: Place, goals: frozenset[str], rng: random.Random) -> Walk:
-        held, attempts, seconds, timed = {foothold[0]}, 0, 0.0, True
+        held, attempts = {foothold[0]}, 0
         left = self._from(foothold)
         while left:
             at = rng.randrange(len(left))
             left[at], left[-1] = left[-1], left[at]
-            flow, came = left.pop()
+            flow, was_open = left.pop()
             if flow.target in held:
                 continue
-            exploits = 1 if came.open else 0
-            attempts += 1 + exploits
-            timed = timed and came.seconds is not None
-            seconds += (came.seconds or 0.0) * (1 + exploits)
-            if came.open and (flow.target, flow.target_process) in self._takeable:
+            attempts += 2 if was_open else 1
+            if was_open and (flow.target, flow.target_process) in self._takeable:
                 if flow.target in goals:
-                    return Walk(True, attempts, seconds if timed else None)
+                    return Walk(True, attempts)
                 held.add(flow.target)
                 left += self._from((flow.target, flow.target_process))
-        return Walk(False, attempts, seconds if timed else None)
+        return Walk(False, attempts)
 
-    def _from(self, place: Place) -> list[tuple[Flow, Tried]]:
+    def _from(self, place: Place) -> list[tuple[Flow, bool]]:
         return [*self._options.get(place, ()), *self._options.get((place[0], STRANGER), ())]

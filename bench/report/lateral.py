@@ -71,9 +71,7 @@ class Difficulty(_Model):
     """How hard the goal is to reach: seeded campaigns over the matrix, one attempt at a time, at random."""
 
     attempts: Middle = Field(description="attempts to the goal")
-    seconds: Middle | None = Field(description="seconds, each attempt as long as the real one; null: nothing was tried")
     attempts_multiple: Multiple = Field(description="attempts against `none`")
-    seconds_multiple: Multiple | None = Field(description="seconds against `none`")
 
 
 class Lateral(_Model):
@@ -133,8 +131,7 @@ def table(arms: Mapping[str, Lateral]) -> Table:
         grid.add_row("  mean, weighted by value", *(_percent(one.weighted_mean) for one in spreads))
     grid.add_section()
     for label, text in (("hops to the goal", _hops), ("ways with nothing in common", _disjoint),
-                        ("attempts to the goal", _attempts), ("… times those of none", _attempts_multiple),
-                        ("time to the goal", _seconds), ("… times that of none", _seconds_multiple)):
+                        ("attempts to the goal", _attempts), ("… times those of none", _attempts_multiple)):
         cells = [text(arm) for arm in arms.values()]
         if any(cell != "–" for cell in cells):
             grid.add_row(label, *cells)
@@ -175,28 +172,18 @@ def _disjoint(arm: Lateral) -> str:
 
 
 def _attempts(arm: Lateral) -> str:
-    return "–" if arm.difficulty is None else _middle(arm.difficulty.attempts, "{:,.0f}")
+    return "–" if arm.difficulty is None else _middle(arm.difficulty.attempts)
 
 
-def _seconds(arm: Lateral) -> str:
-    one = arm.difficulty
-    return "–" if one is None or one.seconds is None else _middle(one.seconds, "{:,.3g} s")
-
-
-def _middle(one: Middle, form: str) -> str:
+def _middle(one: Middle) -> str:
     if one.median is None:
         return f"reached by {one.reached} of {one.n}"
-    ends = [form.format(end) if end is not None else "…" for end in (one.low, one.high)]
-    return f"{form.format(one.median)} \\[{ends[0]}–{ends[1]}], n={one.n}"
+    ends = [f"{end:,.0f}" if end is not None else "…" for end in (one.low, one.high)]
+    return f"{one.median:,.0f} \\[{ends[0]}–{ends[1]}], n={one.n}"
 
 
 def _attempts_multiple(arm: Lateral) -> str:
     return "–" if arm.difficulty is None else _multiple(arm.difficulty.attempts_multiple)
-
-
-def _seconds_multiple(arm: Lateral) -> str:
-    one = arm.difficulty
-    return "–" if one is None or one.seconds_multiple is None else _multiple(one.seconds_multiple)
 
 
 def _multiple(one: Multiple) -> str:
