@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 
 from .place import GOT, AgentError, Place, netns_cookie, remove
 
@@ -130,11 +131,12 @@ def _guard(place: Place) -> None:
             continue
         for way, hook in (("in", syscall.TCX_INGRESS), ("out", syscall.TCX_EGRESS)):
             program = syscall.pinned(f"{place.bpf}/prog_interface_{way}")
-            link = syscall.link(program, number, hook)
             path = f"{place.bpf}/link_{place.host}@{name}_{way}"
-            remove(path)
-            syscall.pin(link, path)
-            os.close(link)
+            with suppress(FileExistsError):  # this very program is there already: the host starts again
+                link = syscall.link(program, number, hook)
+                remove(path)
+                syscall.pin(link, path)
+                os.close(link)
             os.close(program)
 
 

@@ -33,6 +33,7 @@ class Host:
         self.lost: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
         self.counters: dict[str, int] = {}
+        self.looked = 0.0  # when its listeners' holders were looked at last
         self.since = time.monotonic()
         self.update_ms = self.revoke_ms = 0.0  # the last change of policy: until it was in force; its walk afterwards
 

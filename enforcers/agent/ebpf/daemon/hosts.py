@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _VERSION = 1
+_LOOK_AGAIN_S = 1.0
 
 
 class Hosts:
@@ -272,7 +273,16 @@ class Hosts:
             elif kind == FIRST_SEEN:
                 self._count(telemetry.netns_of(event), "first seen")
             elif kind == HANDED_ON:
-                self._count(telemetry.netns_of_handed_on(event), "handed on")
+                cookie = telemetry.netns_of_handed_on(event)
+                self._count(cookie, "handed on")
+                self._look_at_listeners(self._by_cookie.get(cookie))
+
+    def _look_at_listeners(self, host: Host | None) -> None:
+        """Somebody else than who bound a listener accepts, or may be about to: have the kernel see who holds it."""
+        if host is not None and host.handles and time.monotonic() - host.looked > _LOOK_AGAIN_S:
+            host.looked = time.monotonic()
+            with suppress(OSError):  # the host is ending
+                self._kernel.adopt_listeners(host.proc)
 
     def tick(self) -> None:
         """Say for every host that its agent lives."""
@@ -293,6 +303,8 @@ class Hosts:
                 found.setdefault(host.name, []).append(record)
                 if telemetry.is_denied(record):
                     host.recent.append(record)
+                    if telemetry.came_in(record):
+                        self._look_at_listeners(host)
         for name, some in found.items():
             self._hosts[name].lost["records"] += self._spool.append(name, some)
 

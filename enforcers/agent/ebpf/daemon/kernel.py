@@ -17,7 +17,7 @@ from .place import AgentError, Place, read, remove
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, NoReturn
 
 CGROUP = ("connect4", "connect6", "post_bind4", "post_bind6", "sock_create", "ingress", "egress")
 TRACING = ("on_exec", "on_fork", "on_receive", "on_state")
@@ -34,7 +34,7 @@ _RING_BYTES = {"events": 1 << 20, "records": 8 << 20}
 _COUNTERS = ("records_lost", "events_lost", "denied", "would_denied", "untagged", "unnamed", "out_of_memory",
              "first_seen", "raw_refused", "packet_sockets", "revoked", "adopted")
 _LEAST_ROOM, _NEIGHBOURS, MAX_HOSTS = 64, 16, 1024
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNET, _CLONE_NEWPID = 0x40000000, 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -290,6 +290,20 @@ class Kernel:
         """Take a host's interfaces out of our hands."""
         unguard(self._place.bpf, host)
 
+    def adopt_listeners(self, proc: int) -> None:
+        """Look again who holds the listeners of the host whose /proc is `proc`.
+
+        The kernel walks the tasks that the caller can see, so it is done by a grandchild among them.
+        """
+        among = os.open("1/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            child = os.fork()
+            if child == 0:
+                _walk_among(among, self._program("adopt_listeners"))
+            os.waitpid(child, 0)
+        finally:
+            os.close(among)
+
     @contextmanager
     def _in(self, netns: int) -> Iterator[None]:
         _setns(netns)
@@ -316,6 +330,20 @@ def unguard(directory: str, host: str) -> None:
     for name in os.listdir(directory):
         if name.startswith(f"link_{host}@"):
             remove(f"{directory}/{name}")
+
+
+def _walk_among(among: int, program: int) -> NoReturn:
+    """In a child: run an iterator in a PID namespace, by a child that is born into it."""
+    status = 1
+    try:
+        if _libc.setns(among, _CLONE_NEWPID) == 0:
+            born = os.fork()
+            if born == 0:
+                syscall.iterate(program)
+                os._exit(0)
+            status = os.waitstatus_to_exitcode(os.waitpid(born, 0)[1])
+    finally:
+        os._exit(status)
 
 
 def _new_epoch(index: int) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FLOW, EXEC, HANDED_ON, FIRST_SEEN = 1, 2, 3, 4
-IN, OUT = 0, 1
+IN, OUT, _TCP = 0, 1, 6
 VERDICTS = ("deny", "allow", "would-deny", None)
 STATES = ("closed", "open", "refused", "cut", "unanswered")
 _LIVE = 1
@@ -61,6 +61,11 @@ def netns_of_handed_on(record: bytes) -> int:
 
 def is_denied(record: bytes) -> bool:
     return VERDICTS[record[6] & 3] in ("deny", "would-deny")
+
+
+def came_in(record: bytes) -> bool:
+    """Whether it is about a TCP connection that somebody wanted to this host."""
+    return record[4] == _TCP and record[5] == IN
 
 
 class Teller:
