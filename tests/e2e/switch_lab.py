@@ -18,8 +18,11 @@ from lab.model import Native, Point, Scenario
 from lab.scenario import load
 
 ROOT = Path(__file__).parents[2]
+# One process that leaves itself out: those of a shell's pipe would come and go while it looks.
+PROCESSES = ("import os; print(*sorted(os.readlink(f'/proc/{p}/exe') for p in os.listdir('/proc') "
+             "if p.isdigit() and int(p) != os.getpid()), sep='\\n')")
 LISTINGS = {
-    "processes": ("/bin/sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done | sort"),
+    "processes": ("/usr/bin/python3", "-IS", "-c", PROCESSES),
     "files": ("/bin/sh", "-c", "find /run /opt /srv | sort"),
     "rules": ("nft", "list", "ruleset"),
     "queues and programs": ("/bin/sh", "-c", "tc qdisc show; tc filter show dev eth0; tc filter show dev eth0 egress; "
@@ -28,8 +31,11 @@ LISTINGS = {
 
 
 def listed(testbed: MininetTestbed) -> dict[str, dict[str, str]]:
-    return {host: {what: testbed.run(host, argv).stdout.decode() for what, argv in LISTINGS.items()}
-            for host in (*testbed.topology.hosts, testbed.topology.router)}
+    found = {host: {what: testbed.run(host, argv).stdout.decode() for what, argv in LISTINGS.items()}
+             for host in (*testbed.topology.hosts, testbed.topology.router)}
+    assert all("/stranger" in one["processes"] for host, one in found.items() if host != testbed.topology.router), found
+    assert all("/run/host" in one["files"] and "eth0" in one["queues and programs"] for one in found.values()), found
+    return found
 
 
 def unseen(me: RunIdentity, _argument: object) -> dict[str, Any]:
@@ -44,11 +50,15 @@ def unseen(me: RunIdentity, _argument: object) -> dict[str, Any]:
         update = changed(testbed, scenario, native)
         usage = testbed.usage()
         place.down()
-        return {"differs": {host: [line for what in LISTINGS for line in set(during[host][what].splitlines())
-                                   ^ set(before[host][what].splitlines())]
-                            for host in before},
-                "after": listed(testbed) == before, "left": PINS.exists() and any(PINS.iterdir()),
+        return {"during": differing(before, during), "after": differing(before, listed(testbed)),
+                "left": PINS.exists() and any(PINS.iterdir()),
                 "switch_cpu_s": usage.daemon_cpu_s.get("(switch)"), **update}
+
+
+def differing(one: dict[str, dict[str, str]], other: dict[str, dict[str, str]]) -> list[str]:
+    """Every line that only one of two listings has, with its host."""
+    return [f"{host}: {what}: {line}" for host in one for what in LISTINGS
+            for line in set(one[host][what].splitlines()) ^ set(other[host][what].splitlines())]
 
 
 def changed(testbed: MininetTestbed, scenario: Scenario, native: Native, entries: int = 10_000) -> dict[str, Any]:
