@@ -219,6 +219,9 @@ def _notes(collected: Collected, costs: Costs) -> list[str]:
                      "measured; with Debian's uidmap and a range in /etc/subuid and /etc/subgid it would be")
     if collected.environment.get("cgroup2") is False:
         notes.append("CPU and memory were not measured: no cgroup v2 that this user may write to")
+    if collected.scenario.backend != "mininet":
+        notes.append(f"hosts are containers ({collected.scenario.backend}): compare costs with results of this backend "
+                     "only; verdicts and reach with any")
     if collected.measured:
         notes.append(f"costs were taken along {collected.measured}")
     if collected.options.fits and not collected.interrupted and LEAST_BLOCKS <= len(costs.numbers) < DEFAULT_BLOCKS:

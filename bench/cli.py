@@ -15,10 +15,12 @@ from bench.commands.common import (
     EXIT_INVALID,
     EXIT_MACHINE,
     EXIT_USAGE,
+    ChosenBackend,
     epilog,
     fail,
     known_arms,
     load_scenario,
+    on_backend,
     packages_here,
     share,
 )
@@ -49,6 +51,7 @@ def run(
     load: Annotated[bool, typer.Option(
         "--load", help="Measure under load too: find the knee with nothing enforced, then every arm at 25, 50 and 75 % "
                        "of it; TLS handshakes, connections held, UDP loss, CPU by source. Some minutes more.")] = False,
+    backend: ChosenBackend = None,
     budget: Annotated[float, typer.Option(min=1, help="Seconds that a run with --until may take.")] = 900.0,
 ) -> None:
     """Stand the network up, put each arm in front of the same traffic and attacker, compare."""
@@ -56,7 +59,7 @@ def run(
     from bench.session import run_scenario
     from lab.isolation import IsolationError
 
-    loaded = load_scenario(scenario)
+    loaded = on_backend(load_scenario(scenario), backend)
     chosen = tuple(dict.fromkeys(["none", *(a.strip() for a in arms.split(",") if a.strip())])) if arms else None
     known_arms(chosen or loaded.arms)
     packages_here()

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.instruments import traffic
 from bench.instruments.traffic import Traffic
 from lab.backends.base import HostProcess
-from lab.backends.mininet_lab import MininetTestbed
+from lab.backends.served import ServedTestbed
 from lab.isolation import mount
 from lab.model import Scenario
 from lab.policy_sets import Oracle
@@ -28,7 +28,7 @@ def share_packages() -> None:
 
 
 @contextlib.contextmanager
-def clients(scenario: Scenario, testbed: MininetTestbed) -> Iterator[Traffic | None]:
+def clients(scenario: Scenario, testbed: ServedTestbed) -> Iterator[Traffic | None]:
     """The scenario's clients, ready; None where it has no traffic."""
     wanted = scenario.traffic
     if wanted is None:
@@ -42,7 +42,7 @@ def clients(scenario: Scenario, testbed: MininetTestbed) -> Iterator[Traffic | N
     for host in wanted.clients:
         testbed.put(host, files)
         # Over the built-in service of the same path, which goes on running: both have the declared identity.
-        done = testbed.run(host, ["mount", "--bind", _PYTHON, path])
+        done = testbed.shadow(host, _PYTHON, path)
         if done.status:
             raise traffic.TrafficError(f"traffic: {host}: {done.stderr.decode(errors='replace').strip()}")
 

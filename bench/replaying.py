@@ -80,7 +80,7 @@ def scenario_of(saved: Saved) -> Scenario:
         loaded = loads(text, str(file), registry.names())
     except ScenarioError as err:
         raise SavedError(f"{err.problems[0]}; this labctl cannot run the result's scenario again") from None
-    return replace(loaded, seed=saved.summary.seed)
+    return replace(loaded, seed=saved.summary.seed, backend=saved.summary.environment.get("backend", loaded.backend))
 
 
 def replay(saved: Saved, scenario: Scenario, results: Path, *, quick: bool, as_json: bool) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench import assemble, environment, honest, registry
+from bench import assemble, environment, honest, registry, testbeds
 from bench.contract import EnforcerError
 from bench.experiment import (
     QUICK_TRAFFIC_S,
@@ -29,7 +29,8 @@ from bench.report.progress import Progress, Step, steps
 from bench.report.summary import Summary, to_json
 from bench.selection import select
 from bench.store import ResultStore
-from lab.backends import mininet_lab
+from lab.backends.docker_engine import Engine, EngineError
+from lab.backends.served import LabDownError
 from lab.deploy.enforcement import DeployError
 from lab.hosts.build import BuildError, build
 from lab.hosts.control import ServiceError
@@ -69,37 +70,48 @@ def run_scenario(scenario: Scenario, options: Options, finish: Finish = show) ->
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
     try:
-        labhost = build()
+        ground = Ground(build(), testbeds.prepare(scenario.backend))
     except BuildError as err:
         print(err, file=sys.stderr)
         return 3
-    return run_isolated(lambda me: _measured(scenario, options, labhost, me, finish), "run", scenario.name)
+    except EngineError as err:
+        print(f"labctl: {err}", file=sys.stderr)
+        return 3
+    return run_isolated(lambda me: _measured(scenario, options, ground, me, finish), "run", scenario.name)
 
 
-def _measured(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity, finish: Finish) -> int:
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a lab stands on: the compiled service, and the engine of containers if it needs one."""
+
+    labhost: Path
+    engine: Engine | None
+
+
+def _measured(scenario: Scenario, options: Options, ground: Ground, me: RunIdentity, finish: Finish) -> int:
     try:
-        return _inside(scenario, options, labhost, me, finish)
+        return _inside(scenario, options, ground, me, finish)
     except EnforcerError as err:
         print(f"labctl: {err}", file=sys.stderr)
         return 2
 
 
-def _inside(scenario: Scenario, options: Options, labhost: Path, me: RunIdentity, finish: Finish) -> int:
+def _inside(scenario: Scenario, options: Options, ground: Ground, me: RunIdentity, finish: Finish) -> int:
     if not me.several_users:
         scenario = replace(scenario, topology=one_user(scenario.topology))
     names = options.arms or tuple(dict.fromkeys(("none", *scenario.arms)))
     with ResultStore.create(options.results, scenario.name) as store, Progress() as say:
         collected = Collected(scenario, options, select(scenario), {name: registry.load(name) for name in names})
         say.expect(_plan(collected))
-        collected.environment = {"run": me.run_id, "several_users": me.several_users,
+        collected.environment = {"run": me.run_id, "backend": scenario.backend, "several_users": me.several_users,
                                  "cgroup2": me.cgroup is not None, **environment.facts()}
         store.document("environment.json", collected.environment)
         _store_scenario(scenario, store)
         try:
-            _on_testbed(collected, labhost, me, store, say)
+            _on_testbed(collected, ground, me, store, say)
         except KeyboardInterrupt:
             collected.interrupted = True
-        except (mininet_lab.LabDownError, DeployError, InstrumentError, TrafficError, ServiceError, ProgramError,
+        except (LabDownError, DeployError, InstrumentError, TrafficError, ServiceError, ProgramError,
                 WireError, OSError) as err:
             print(f"labctl: {err}", file=sys.stderr)
             collected.invalid.append(f"the run ended early: {err}")
@@ -133,12 +145,12 @@ def _heeding(say: Say) -> Say:
     return heeding
 
 
-def _on_testbed(collected: Collected, labhost: Path, me: RunIdentity, store: ResultStore, say: Say) -> None:
+def _on_testbed(collected: Collected, ground: Ground, me: RunIdentity, store: ResultStore, say: Say) -> None:
     scenario = collected.scenario
     say(f"standing up {len(scenario.topology.hosts)} hosts")
     honest.share_packages()
     who = actors(scenario.topology, collected.selection.flows)
-    with mininet_lab.up(scenario.topology, labhost, me.cgroup, who) as testbed:
+    with testbeds.up(scenario, collected.enforcers.values(), ground.labhost, me, who, ground.engine) as testbed:
         with honest.clients(scenario, testbed) as traffic:
             execute(collected, testbed, traffic, store, _heeding(say))
         say("interrupted: taking the lab down" if collected.interrupted else "taking the lab down")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from bench import registry
+from bench import registry, testbeds
 from bench.asking import Agents, AskError, from_request
 from bench.contract import EnforcerError, Guarded
 from bench.explain import Seen, explain
@@ -19,8 +19,9 @@ from bench.instruments import nft_trace
 from bench.instruments.probe import attempt as to_attempt
 from bench.instruments.probe import observation, probe
 from lab import features, flow_text
-from lab.backends import mininet_lab
 from lab.backends.base import Enforcement
+from lab.backends.docker_engine import Engine
+from lab.backends.served import LabDownError, ServedTestbed
 from lab.deploy.enforcement import DeployError
 from lab.hosts.build import build
 from lab.hosts.control import ServiceError
@@ -40,7 +41,7 @@ class StandingError(RuntimeError):
 class StandingLab:
     """The testbed with one arm in place. `arm` is its name; every other arm of the scenario can be asked about."""
 
-    def __init__(self, scenario: Scenario, arm: str, me: RunIdentity, testbed: mininet_lab.MininetTestbed) -> None:
+    def __init__(self, scenario: Scenario, arm: str, me: RunIdentity, testbed: ServedTestbed) -> None:
         self.scenario, self.arm, self.me, self.testbed = scenario, arm, me, testbed
         self.enforcers: dict[str, Guarded] = {}
         self.natives: dict[str, Native] = {}
@@ -55,9 +56,11 @@ class StandingLab:
     def status(self, _request: Mapping[str, Any], _tell: Reply) -> dict[str, Any]:
         topology = self.scenario.topology
         names = [topology.router, *topology.hosts]
-        return {"id": self.me.run_id, "scenario": self.scenario.name, "path": self.scenario.path, "arm": self.arm,
+        return {"id": self.me.run_id, "backend": self.scenario.backend, "scenario": self.scenario.name,
+                "path": self.scenario.path, "arm": self.arm,
                 "pids": {name: self.testbed.pid(name) for name in names},
                 "cgroup": str(self.me.cgroup) if self.me.cgroup else None,
+                "inside_cgroup": str(inside.parent) if (inside := self.testbed.cgroup_of(names[0], False)) else None,
                 "several_users": self.me.several_users, "users": dict(topology.users)}
 
     def probe(self, request: Mapping[str, Any], tell: Reply) -> dict[str, Any]:
@@ -146,7 +149,7 @@ class StandingLab:
             self._places[self.arm].up()
 
 
-def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply) -> int:
+def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply, engine: Engine | None = None) -> int:
     """Stand the lab up, say so by `tell`, and answer until `down` or a signal. Exit status as of `labctl up`."""
     if not me.several_users:
         scenario = replace(scenario, topology=one_user(scenario.topology))
@@ -156,7 +159,7 @@ def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply) -> int:
         tell({"progress": f"standing up {len(scenario.topology.hosts)} hosts"})
         who = actors(scenario.topology, flows(scenario))
         try:
-            with mininet_lab.up(scenario.topology, build(), me.cgroup, who) as bed:
+            with testbeds.up(scenario, _arms(scenario, arm), build(), me, who, engine) as bed:
                 if arm != "none":
                     tell({"progress": f"putting {arm} in place"})
                 lab = StandingLab(scenario, arm, me, bed)
@@ -168,11 +171,16 @@ def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply) -> int:
                 with contextlib.suppress(KeyboardInterrupt):
                     _answer(listener, lab)
                 lab.close()
-        except (mininet_lab.LabDownError, DeployError, StandingError, EnforcerError, ServiceError, OSError) as err:
+        except (LabDownError, DeployError, StandingError, EnforcerError, ServiceError, OSError) as err:
             with contextlib.suppress(OSError):  # whoever asked for the lab may be gone
                 tell({"error": f"labctl: {err}"})
             return 3
     return 0
+
+
+def _arms(scenario: Scenario, arm: str) -> list[Enforcer]:
+    """Every arm that may be put in place while the lab stands."""
+    return [registry.load(name) for name in dict.fromkeys((arm, *scenario.arms))]
 
 
 def _answer(listener: socket.socket, lab: StandingLab) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -14,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from lab.hosts import init_client
 from lab.isolation import tool_env
 from lab.runs import Entry
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _WORLD = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWPID | _CLONE_NEWNET
+_TERMINAL = {key: os.environ[key] for key in ("TERM", "LC_ALL") if key in os.environ}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -45,6 +48,26 @@ def on_host(entry: Entry, host_pid: int, argv: list[str], *, cgroup: Path | None
     if cgroup is not None:
         return _forked(lambda: _in_cgroup(cgroup, lambda: in_run(entry, there)))
     return in_run(entry, there)
+
+
+def by_first_process(socket: Path, argv: list[str], *, cgroup: Path | None = None, uid: int | None = None,
+                     stdout: int | None = None) -> int:
+    """The same on a host that is a container: its first process, which listens at `socket`, starts the command.
+
+    The command has our terminal, but not as its own: an interrupt ends it. `cgroup` is as the host sees it.
+    """
+    try:
+        with init_client.spawn(socket, argv, uid=uid or None, cgroup=cgroup, stdin=0, cwd="/",
+                               stdout=1 if stdout is None else stdout, env=_TERMINAL) as command:
+            return command.wait()
+    except KeyboardInterrupt:
+        return 130
+    except init_client.SpawnError as err:
+        print(f"labctl: {err.strerror}", file=sys.stderr)
+        return 127 if err.errno == errno.ENOENT else 126
+    except OSError as err:
+        print(f"labctl: the lab has ended ({err.strerror or err})", file=sys.stderr)
+        return 3
 
 
 def _in_cgroup(cgroup: Path, body: Callable[[], int]) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import http.client
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import bpf_probe
+from lab.backends import docker_engine
 from lab.isolation import cgroup2_root, tool_env
 from lab.model import Feature
 from lab.packages import apt_line
@@ -26,7 +26,6 @@ from lab.runs import new_id, remove_cgroup
 _NETLINK_SOCK_DIAG, _NETLINK_NETFILTER, _NETLINK_GENERIC = 4, 12, 16
 _OTHER_UID = 20000
 _BTF, _BTF_MAGIC = Path("/sys/kernel/btf/vmlinux"), b"\x9f\xeb"
-DOCKER_SOCKET = "/var/run/docker.sock"
 AS_ROOT = "run labctl as root"
 
 
@@ -249,26 +248,12 @@ def _br_netfilter() -> Lack | None:
     return None if here else Lack("bridged packets cannot be shown to netfilter", _module("br_netfilter"))
 
 
-class _UnixHttp(http.client.HTTPConnection):
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.host)
-
-
 def _docker() -> Lack | None:
-    connection = _UnixHttp(DOCKER_SOCKET, timeout=2)
     try:
-        connection.request("GET", "/_ping", headers={"Host": "docker"})
-        status = connection.getresponse().status
-        return None if status == 200 else Lack(f"the Docker engine answers {status}", "systemctl restart docker")
-    except PermissionError:
-        return Lack(f"{DOCKER_SOCKET} may not be opened", AS_ROOT)
-    except (OSError, http.client.HTTPException):
-        remedy = "systemctl start docker" if shutil.which("dockerd") else apt_line(["docker.io"])
-        return Lack(f"no Docker engine answers at {DOCKER_SOCKET}", remedy)
-    finally:
-        connection.close()
+        why = docker_engine.lack(docker_engine.socket_path())
+    except docker_engine.EngineError as err:
+        return Lack(*str(err).split("; ", 1))
+    return Lack(*why) if why else None
 
 
 # --- remedies -----------------------------------------------------------------------------------

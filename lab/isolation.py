@@ -2,8 +2,8 @@
 
 A run is a child that is PID 1 of its own PID namespace, with its own network, mounts, IPC and host name, and with its
 own users where labctl is not root. When labctl dies, by whatever signal, the kernel ends that child and with it every
-process, link, rule and mount of the lab. Only the run's cgroup and its registry entry live outside; a reaper in a
-session of its own, forked before they exist and holding labctl's pidfd, removes them by the run's id.
+process, link, rule and mount of the lab. Only the run's cgroup, its containers and its registry entry live outside; a
+reaper in a session of its own, forked before they exist and holding labctl's pidfd, removes them by the run's id.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def run_isolated(body: Callable[[RunIdentity], int], kind: Kind = "run", scenari
     finally:
         if cgroup:
             remove_cgroup(cgroup)
-        runs.forget(run_id)
+        runs.release(run_id)
 
 
 def _supervise(body: Callable[[RunIdentity], int], entry: Entry, lock: int) -> int:
@@ -248,5 +248,5 @@ def _reap(watched: int, run_id: str, cgroup: Path | None, started: int) -> None:
     poll.poll()
     if cgroup:
         remove_cgroup(cgroup)
-    runs.forget(run_id)
+    runs.release(run_id)
     os._exit(0)

@@ -180,6 +180,9 @@ class Replay:
     foreseen: bool
 
 
+Backend = Literal["mininet", "docker"]  # what hosts are made of
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     name: str
@@ -192,6 +195,7 @@ class Scenario:
     seed: int
     replay: tuple[Replay, ...] = ()
     invented: tuple[str, ...] = ()  # what an importer made up, by which rule
+    backend: Backend = "mininet"
 
 
 # --- enforcement ------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from lab.backends import docker_left
+
 Kind = Literal["run", "standing"]
 _ID = re.compile(r"labctl-[0-9a-f]{8}")
 _OWNER = "user.labctl"
@@ -107,6 +109,19 @@ def forget(run_id: str) -> None:
         registry().rmdir()
 
 
+def release(run_id: str) -> bool:
+    """Remove what a run has in an engine of containers, then its directory. False if the engine does not let us: then
+    the directory stays, by which the next sweep finds it."""
+    engine = docker_left.engine_of(registry() / run_id)
+    if engine is not None:
+        try:
+            docker_left.remove(engine, run_id)
+        except docker_left.EngineGoneError:
+            return False
+    forget(run_id)
+    return True
+
+
 def hidden_directory(run_id: str) -> Path:
     return registry() / f".{run_id}"
 
@@ -179,7 +194,7 @@ def sweep(root: Path | None) -> list[str]:
     for run_id in dead():
         if root:
             remove_cgroup(root / run_id)
-        forget(run_id)
+        release(run_id)
     return gone
 
 
@@ -187,7 +202,17 @@ def leftovers(root: Path | None) -> list[str]:
     """What `sweep` would remove, a line each."""
     cgroups = {p.name: p for p in dead_cgroups(root)}
     lines = [f"cgroup {path} and every process in it" for path in cgroups.values()]
-    return lines + [f"directory {registry() / run_id}" for run_id in dead()]
+    for run_id in dead():
+        lines += [*_in_engine(run_id), f"directory {registry() / run_id}"]
+    return lines
+
+
+def _in_engine(run_id: str) -> list[str]:
+    engine = docker_left.engine_of(registry() / run_id)
+    try:
+        return docker_left.left(engine, run_id) if engine else []
+    except docker_left.EngineGoneError as err:
+        return [f"what {run_id} has left in an engine, once it answers: {err}"]
 
 
 # --- the rim ---

@@ -47,7 +47,7 @@ def loads(text: str, name: str, arms: Collection[str] | None = None) -> Scenario
     report.stop_if_any()
     return Scenario(
         document.name, str(path), built.topology, policy, traffic, attack, chosen, document.seed, replay,
-        tuple(document.invented),
+        tuple(document.invented), document.backend,
     )  # fmt: skip
 
 

@@ -349,6 +349,11 @@ class Document(Doc):
         title="what is compared; every arm that is installed if left out",
         description="a list of arms, such as [none, agent-nft]",
     )
+    backend: Literal["mininet", "docker"] = Field(
+        "mininet",
+        title="what hosts are made of: namespaces, or containers of the machine's Docker engine",
+        description="mininet or docker",
+    )
     seed: int = Field(
         1, ge=0, le=2**32 - 1, title="decides everything random", description="a whole number from 0 to 4294967295"
     )

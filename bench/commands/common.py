@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 import typer
 
 from bench import registry
 from bench.contract import EnforcerError
-from lab.model import Scenario
+from lab.model import Backend, Scenario
+
+ChosenBackend = Annotated[Backend | None, typer.Option(
+    "--backend", help="What hosts are made of, instead of what the scenario says: namespaces or containers.")]
 
 EXIT_DONE, EXIT_DEFECT, EXIT_USAGE, EXIT_MACHINE, EXIT_INVALID, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 CODES = {
@@ -66,6 +71,11 @@ def load_scenario(name: str) -> Scenario:
         return load(find_scenario(name), arms=registry.names())
     except ScenarioError as err:
         raise fail("\n".join(str(problem) for problem in err.problems), EXIT_USAGE) from None
+
+
+def on_backend(scenario: Scenario, backend: Backend | None) -> Scenario:
+    """The scenario on the backend that the user asked for, if any."""
+    return replace(scenario, backend=backend) if backend else scenario
 
 
 def share(text: str) -> float:

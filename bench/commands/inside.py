@@ -59,6 +59,9 @@ def shell(lab: Lab = None) -> None:
     from lab.enter import in_run
 
     entry, about = _status(lab)
+    if about["backend"] != "mininet":
+        raise fail(f"labctl: {entry.id} stands on {about['backend']}, and the prompt is Mininet's; a shell on a host: "
+                   "labctl exec HOST -- sh", EXIT_USAGE)
     scenario = load(about["path"])
 
     def inside() -> int:
@@ -79,14 +82,23 @@ def execute(
     lab: Lab = None,
 ) -> None:
     """Run a command on a host of a standing lab, in this terminal."""
-    from lab.enter import on_host
-
     entry, about = _status(lab)
     users = {"root": 0, **about["users"]}
     if user is not None and user not in users:
         raise fail(f"labctl: there is no user '{user}'; there are: {', '.join(users)}", EXIT_USAGE)
-    raise typer.Exit(on_host(entry, _pid(about, host), command, cgroup=_cgroup(about, host),
-                             uid=users[user] if user else None))
+    raise typer.Exit(_execute(entry, about, host, command, uid=users[user] if user else None, accounted=True))
+
+
+def _execute(entry: runs.Entry, about: dict[str, Any], host: str, argv: list[str], *, uid: int | None = None,
+             stdout: int | None = None, accounted: bool = False) -> int:
+    """The status of a command on a host of either backend; `accounted`: its CPU counts as the host's."""
+    from lab.enter import by_first_process, on_host
+
+    pid = _pid(about, host)
+    if about["backend"] == "mininet":
+        return on_host(entry, pid, argv, cgroup=_cgroup(about, host) if accounted else None, uid=uid, stdout=stdout)
+    inside = Path(about["inside_cgroup"], host) if about["inside_cgroup"] and accounted else None
+    return by_first_process(entry.directory / "hosts" / host / "init.sock", argv, cgroup=inside, uid=uid, stdout=stdout)
 
 
 @app.command(epilog=epilog("labctl capture db -o db.pcap", "labctl capture db -o - -- port 6379 | wireshark -k -i -",
@@ -100,13 +112,12 @@ def capture(
     lab: Lab = None,
 ) -> None:
     """Write what every interface of a host sees, loopback too, to a pcap file, until Ctrl-C or the limit."""
-    from lab.enter import on_host
     from lab.isolation import tool_env
 
     if shutil.which("tcpdump", path=tool_env()["PATH"]) is None:
         raise fail("labctl: tcpdump is not installed; apt-get install -y tcpdump", EXIT_MACHINE)
     entry, about = _status(lab)
-    pid = _pid(about, host)
+    _pid(about, host)
     file = output or f"{host}.pcap"
     try:
         target = 1 if file == "-" else os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -116,7 +127,7 @@ def capture(
         raise fail("labctl: a capture is not for a terminal; redirect it, or name a file with -o", EXIT_USAGE)
     argv = capturing(entry.init, expression or [], count)
     argv = ["timeout", "--signal=INT", "--preserve-status", str(seconds), *argv] if seconds else argv
-    status = on_host(entry, pid, argv, stdout=target)
+    status = _execute(entry, about, host, argv, stdout=target)
     if status not in (0, 130):
         raise typer.Exit(EXIT_USAGE if status == 1 else EXIT_MACHINE)
     if file != "-":

@@ -22,9 +22,11 @@ from bench.commands.common import (
     EXIT_INTERRUPTED,
     EXIT_MACHINE,
     EXIT_USAGE,
+    ChosenBackend,
     epilog,
     fail,
     known_arms,
+    on_backend,
     packages_here,
 )
 from bench.commands.common import load_scenario as load
@@ -39,25 +41,31 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 def up(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one in scenarios/.")],
     arm: Annotated[str, typer.Option(help="The arm to put in place.")] = "none",
+    backend: ChosenBackend = None,
     as_json: Json = False,
 ) -> None:
     """Stand a lab up and leave it standing, to look around in: shell, exec, probe, explain, capture; then down."""
+    from bench import testbeds
+    from lab.backends.docker_engine import EngineError
     from lab.hosts.build import BuildError, build
 
     packages_here()
-    loaded = load(scenario)
+    loaded = on_backend(load(scenario), backend)
     known_arms((arm, *loaded.arms))
     try:
         build()
+        engine = testbeds.prepare(loaded.backend)
     except BuildError as err:
         raise fail(str(err), EXIT_MACHINE) from None
+    except EngineError as err:
+        raise fail(f"labctl: {err}", EXIT_MACHINE) from None
     reads, writes = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         os.close(reads)
-        _daemon(loaded, arm, writes)
+        _daemon(loaded, arm, engine, writes)
     os.close(writes)
     run_id = _await_ready(pid, reads)
     if as_json:
@@ -68,7 +76,7 @@ def up(
           f"Look around:  labctl shell   labctl exec {host} -- ip addr   labctl ls\nTake it down: labctl down")
 
 
-def _daemon(scenario: Any, arm: str, writes: int) -> None:
+def _daemon(scenario: Any, arm: str, engine: Any, writes: int) -> None:
     """The lab's own process, out of the terminal's session. What it has to say goes to whoever reads the pipe."""
     from bench.standing import serve
     from lab.isolation import ENTRY_DIR, IsolationError, RunIdentity, run_isolated
@@ -88,7 +96,7 @@ def _daemon(scenario: Any, arm: str, writes: int) -> None:
             os.dup2(log, 2)
 
     def inside(me: RunIdentity) -> int:
-        return serve(scenario, arm, me, tell)
+        return serve(scenario, arm, me, tell, engine)
 
     status = EXIT_MACHINE
     try:

@@ -17,11 +17,12 @@ from bench.report.summary import FIELDS, FIGURES, Arm, Figure, Recall, Summary
 from bench.report.terminal import BASELINE, LABELS
 
 Z = 1.959963984540054  # the normal quantile at 97.5 %
-MACHINE = {"machine": "architecture", "cpu_model": "processor", "cpus": "number of processors",
+MACHINE = {"backend": "backend", "machine": "architecture", "cpu_model": "processor", "cpus": "number of processors",
            "memory_bytes": "memory", "kernel": "kernel", "system": "system"}
 TUNING = {"bpf_jit_enable": "BPF JIT", "clocksource": "clock source", "governor": "CPU governor",
           "conntrack_max": "conntrack limit", "host_sysctls": "sysctls of hosts",
           "router_sysctls": "sysctls of the router", "several_users": "users told apart", "cgroup2": "cgroup v2"}
+_BEFORE = {"backend": "mininet"}  # of results that do not say
 VERSIONS = {"python": "Python", "tools": "", "packages": ""}
 
 
@@ -91,6 +92,8 @@ def _warnings(results: Sequence[Saved]) -> Iterable[str]:
             yield f"the seed differs: {first.summary.seed} in 1, {other.summary.seed} in {number}"
         if other.summary.labctl != first.summary.labctl:
             yield f"labctl differs: {first.summary.labctl} in 1, {other.summary.labctl} in {number}"
+    if len(backends := _backends(summaries)) > 1:
+        yield f"the hosts are of different kinds ({', '.join(backends)}): costs are compared within one kind only"
     for number, one in enumerate(summaries, 1):
         if one.quick:
             yield f"{number} is quick: fewer blocks, wider intervals"
@@ -101,11 +104,16 @@ def _warnings(results: Sequence[Saved]) -> Iterable[str]:
             yield f"{number}: `none` differs from itself, so its costs are not judged"
 
 
+def _backends(summaries: Sequence[Summary]) -> tuple[str, ...]:
+    """What hosts were made of, each once; before there was a choice it was Mininet."""
+    return tuple(dict.fromkeys(str(one.environment.get("backend", _BEFORE["backend"])) for one in summaries))
+
+
 def _environment(summaries: Sequence[Summary], facts: Mapping[str, str]) -> tuple[str, ...]:
     """What differs among the circumstances named, as `kernel: 6.1 in 1, 6.12 in 2`; what none knows is left out."""
     found = []
     for key, label in facts.items():
-        values = [one.environment.get(key) for one in summaries]
+        values = [one.environment.get(key, _BEFORE.get(key)) for one in summaries]
         inner = dict.fromkeys(part for value in values if isinstance(value, Mapping) for part in value)
         if inner:
             for part in inner:
@@ -136,7 +144,7 @@ def _rows(name: str, summaries: Sequence[Summary]) -> Iterable[Row]:
     if name != BASELINE:
         for figure in FIGURES:
             judged = [None if arm is None else _ratio(arm.cost.get(figure)) for arm in arms]
-            usable = not any(one.invalid or one.aa.differs for one in summaries)
+            usable = not any(one.invalid or one.aa.differs for one in summaries) and len(_backends(summaries)) == 1
             yield _row("cost", LABELS[figure], judged, _apart if usable else _unsaid)
     for field in FIELDS:
         yield _row("telemetry", f"sees {field}", [None if arm is None else _seen(arm.visibility.get(field))

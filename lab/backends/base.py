@@ -1,6 +1,7 @@
 """What a backend offers to the instruments: live hosts, their services, and a way to put an enforcer in place.
 
-Two drivers implement it: `mininet_lab` (namespaces, real packets) and `fake` (in memory, able to lie).
+Three drivers implement it: `mininet_lab` (namespaces) and `docker_lab` (containers), both with real packets, and `fake`
+(in memory, able to lie).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from lab.backends.base import Completed, Installed
 from lab.model import Deployment, Native, Point, PointPlan
 
 if TYPE_CHECKING:
-    from lab.backends.mininet_lab import MininetTestbed
+    from lab.backends.served import ServedTestbed
 
 _HERE = Path(__file__).parent / "ansible"
 _FORKS = 8
@@ -35,7 +35,7 @@ class DeployError(RuntimeError):
 class AnsibleEnforcement:
     """One arm's Deployment on a live testbed."""
 
-    def __init__(self, testbed: MininetTestbed, arm: str) -> None:
+    def __init__(self, testbed: ServedTestbed, arm: str) -> None:
         self._testbed = testbed
         self.arm = arm
         self._deployment: Deployment = {}
@@ -123,7 +123,7 @@ def command(plan: PointPlan) -> str:
     return " && ".join(["tar -xpf - -C / --no-same-owner", *(shlex.join(argv) for argv in plan.up)])
 
 
-def _play(testbed: MininetTestbed, deployment: Deployment) -> None:
+def _play(testbed: ServedTestbed, deployment: Deployment) -> None:
     import ansible_runner  # heavy; only a run that deploys pays for it
 
     private = Path(tempfile.mkdtemp(prefix="ansible-", dir=testbed.socket("x").parent.parent))
@@ -149,10 +149,10 @@ def _inventory_name(point: Point) -> str:
     return f"port of {point.host}" if point.kind == "port" else point.host
 
 
-def _way_to(testbed: MininetTestbed, point: Point) -> dict[str, str]:
+def _way_to(testbed: ServedTestbed, point: Point) -> dict[str, str]:
     """What the connection plugin has to know: a host's socket, or the interface of a switch port."""
     if point.kind == "port":
-        return {"lab_port": testbed.port_of(point), "lab_cgroup": str(testbed.switch.cgroup or "")}
+        return {"lab_port": testbed.port_of(point), "lab_cgroup": str(testbed.port_cgroup() or "")}
     return {"lab_socket": str(testbed.socket(point.host)), "lab_cgroup": str(testbed.cgroup_of(point.host, True) or "")}
 
 

@@ -17,14 +17,16 @@ class BuildError(RuntimeError):
     """The service could not be compiled; the message says why and what to do."""
 
 
-def build(out_dir: Path | None = None) -> Path:
+def build(out_dir: Path | None = None, *, static: bool = False) -> Path:
     """The compiled `labhost` in `out_dir`, made now unless these very sources were compiled there before.
+
+    `static`: one that needs no library, for whatever image a container is of.
 
     By default beside its sources, or in the user's cache where those cannot be written to. The file's name carries a
     digest of sources and flags. Raises BuildError.
     """
     out_dir = out_dir or _place()
-    target = out_dir / _name()
+    target = out_dir / (f"{_name()}-static" if static else _name())
     try:
         if target.exists():
             return target
@@ -39,7 +41,8 @@ def build(out_dir: Path | None = None) -> Path:
     unfinished = out_dir / f".labhost-{secrets.token_hex(8)}"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        _compile([compiler, *FLAGS, "-o", str(unfinished), *map(str, sorted(_SOURCES.glob("*.c")))])
+        flags = (*FLAGS, "-static") if static else FLAGS
+        _compile([compiler, *flags, "-o", str(unfinished), *map(str, sorted(_SOURCES.glob("*.c")))])
         unfinished.rename(target)
     except OSError as err:
         raise BuildError(f"labhost: {err.filename or out_dir}: {err.strerror}; make the directory writable") from err

@@ -272,6 +272,13 @@ void init_end_with_parent(int alive)
     setsid();
 }
 
+static struct watch *watched;
+
+void init_watch(struct watch *more)
+{
+    watched = more;
+}
+
 void init_serve(int listener, int ready, const void *word, size_t n)
 {
     sigset_t children;
@@ -282,7 +289,7 @@ void init_serve(int listener, int ready, const void *word, size_t n)
     accepts = (struct watch){accept_ready, listener};
     reaps = (struct watch){child_ready, signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK)};
     loop_init();
-    if (loop_add(&accepts, EPOLLIN) || loop_add(&reaps, EPOLLIN))
+    if (loop_add(&accepts, EPOLLIN) || loop_add(&reaps, EPOLLIN) || (watched && loop_add(watched, EPOLLIN)))
         die("epoll: %s", strerror(errno));
     if (write(ready, word, n) != (ssize_t)n)
         exit(1);

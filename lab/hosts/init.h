@@ -26,6 +26,15 @@ int init_main(int argc, char **argv);
 void init_end_with_parent(int alive);
 int init_listen(const char *path);
 void init_serve(int listener, int ready, const void *word, size_t n) __attribute__((noreturn));
+/* Have init_serve watch one more descriptor for what it has to read. */
+struct watch;
+void init_watch(struct watch *more);
+
+/* contain.c: `labhost contain`, the PID 1 of a container. */
+int contain_main(int argc, char **argv);
+
+/* place.c: `labhost place`, a file where a container's image has no tool to write one. */
+int place_main(int argc, char **argv);
 
 /* herd.c: `labhost hosts`, all hosts of a lab at once. */
 int hosts_main(int argc, char **argv);

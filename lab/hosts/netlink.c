@@ -185,16 +185,26 @@ void netlink_up(struct netlink *n, unsigned device)
     end(n, begin(n, RTM_NEWLINK, 0, &link, sizeof link));
 }
 
-void netlink_address(struct netlink *n, unsigned device, const union addr *a, int prefix)
+static void add_address(struct netlink *n, uint16_t flags, unsigned device, const union addr *a, int prefix)
 {
     struct ifaddrmsg address = {.ifa_family = (uint8_t)a->sa.sa_family, .ifa_prefixlen = (uint8_t)prefix,
                                 .ifa_flags = IFA_F_NODAD, .ifa_index = device};
     if (addr_family(a) == 4)
         address.ifa_flags = 0;
-    struct nlmsghdr *h = begin(n, RTM_NEWADDR, NLM_F_EXCL, &address, sizeof address);
+    struct nlmsghdr *h = begin(n, RTM_NEWADDR, flags, &address, sizeof address);
     put_address(h, IFA_LOCAL, a);
     put_address(h, IFA_ADDRESS, a);
     end(n, h);
+}
+
+void netlink_address(struct netlink *n, unsigned device, const union addr *a, int prefix)
+{
+    add_address(n, NLM_F_EXCL, device, a, prefix);
+}
+
+void netlink_readdress(struct netlink *n, unsigned device, const union addr *a, int prefix)
+{
+    add_address(n, NLM_F_REPLACE, device, a, prefix);
 }
 
 void netlink_default(struct netlink *n, unsigned device, const union addr *gateway)

@@ -32,6 +32,8 @@ void netlink_pair(struct netlink *n, const char *port, unsigned master, const ch
                   int netns_fd);
 void netlink_up(struct netlink *n, unsigned device);
 void netlink_address(struct netlink *n, unsigned device, const union addr *a, int prefix); /* no duplicate detection */
+/* The same, right also where the device has that address already. */
+void netlink_readdress(struct netlink *n, unsigned device, const union addr *a, int prefix);
 void netlink_default(struct netlink *n, unsigned device, const union addr *gateway);
 void netlink_neighbour(struct netlink *n, unsigned device, const union addr *a, const uint8_t mac[6]); /* permanent */
 

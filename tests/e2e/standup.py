@@ -261,10 +261,10 @@ def _available() -> int:
 
 def _processes() -> tuple[int, int]:
     """How many processes the run has but for this one, and their proportional memory."""
-    from lab.backends.mininet_lab import _pss
+    from lab.backends.served import pss
 
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-    return len(pids), sum(map(_pss, pids))
+    return len(pids), sum(map(pss, pids))
 
 
 # --- whether down means reclaimed ------------------------------------------------------------------

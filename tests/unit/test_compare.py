@@ -55,6 +55,15 @@ def test_without_an_interval_or_a_valid_measurement_nothing_is_said_of_costs() -
         assert not list(differences(found)) and any("2" in line for line in found.warnings)
 
 
+def test_costs_of_different_backends_are_not_compared_verdicts_are() -> None:
+    other = saved("b", arms=costing(0.1, 0.01), environment={"backend": "docker"})
+    found = c.compare([saved("a", arms=costing(0.8)), other])
+    assert not list(differences(found)) and not found.same_machine
+    assert any("costs are compared within one kind only" in line for line in found.warnings)
+    same = c.compare([saved("a", arms=costing(0.8), environment={"backend": "docker"}), other])
+    assert list(differences(same)) and not same.warnings
+
+
 def test_absolute_times_are_never_compared() -> None:
     slow = {"none": summary().arms["none"], "agent-nft": arm(cost={"crr_rate": figure(0.8, 0.05, value=1.0)})}
     found = c.compare([saved("a", arms=costing(0.8)), saved("b", arms=slow)])

@@ -80,7 +80,7 @@ def test_no_btf_is_a_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 def test_a_docker_socket_that_nobody_serves_is_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = str(tmp_path / "docker.sock")
-    monkeypatch.setattr(features, "DOCKER_SOCKET", path)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
     assert probe("docker") is not None
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

@@ -83,7 +83,8 @@ class Owners:
         if pid is None:
             return self._unknown(found.uid, "no process")
         try:
-            return Owner(os.readlink(f"/proc/{pid}/exe"), found.uid, by)
+            # An executable that was replaced, as by an upgrade, is still who it was.
+            return Owner(os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)"), found.uid, by)
         except OSError:
             return self._unknown(found.uid, "process gone")
 

@@ -1,0 +1,51 @@
+"""The one place that knows which backend a scenario stands on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from lab.backends import docker_engine, mininet_lab
+from lab.backends.docker_engine import Engine
+from lab.backends.served import ServedTestbed
+from lab.hosts.attempts import Actor
+from lab.hosts.build import build
+from lab.isolation import RunIdentity
+from lab.model import Backend, Enforcer, Scenario
+
+
+def prepare(backend: Backend) -> Engine | None:
+    """What the backend needs from outside of a run's namespaces, before there are any.
+
+    Raises EngineError or BuildError, in one line.
+    """
+    if backend == "mininet":
+        return None
+    build(static=True)
+    return docker_engine.reach()
+
+
+@contextlib.contextmanager
+def up(scenario: Scenario, enforcers: Iterable[Enforcer], labhost: Path, me: RunIdentity, actors: Collection[Actor],
+       engine: Engine | None) -> Iterator[ServedTestbed]:
+    """The scenario's network with its services, on Mininet or on `engine`. Raises LabDownError or OSError."""
+    if engine is None:
+        with mininet_lab.up(scenario.topology, labhost, me.cgroup, actors) as testbed:
+            yield testbed
+        return
+    from lab.backends import docker_lab
+
+    with docker_lab.up(scenario.topology, engine, me, actors, demands(scenario, enforcers)) as contained:
+        yield contained
+
+
+def demands(scenario: Scenario, enforcers: Iterable[Enforcer]) -> Mapping[str, frozenset[str]]:
+    """By host (or router), the features that these arms need there: what they are granted is no more than that."""
+    found: dict[str, frozenset[str]] = {}
+    for enforcer in enforcers:
+        needs = frozenset(feature.name for feature in enforcer.needs())
+        native = enforcer.compile(scenario.policy, scenario.topology)
+        for point in enforcer.render(native, scenario.topology):
+            found[point.host] = found.get(point.host, frozenset()) | needs
+    return found

@@ -1,0 +1,100 @@
+"""What a run has in a Docker engine, and how it goes: by the run's id, the label of all of it. Standard library only.
+
+Whoever removes it may be the run itself, its reaper, or the next command that labctl runs.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+LABEL = "labctl.run"
+_AT_ONCE = 8
+_TIMEOUT_S = 60.0
+
+
+class EngineGoneError(RuntimeError):
+    """The engine does not answer, or refuses; the message says what it said."""
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket; `host` is its path."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
+
+
+def ask(engine: str, verb: str, path: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
+    """Status and body of one request to the engine whose unix socket is `engine`. Raises EngineGoneError."""
+    connection = UnixConnection(engine, timeout=timeout_s)
+    try:
+        connection.request(verb, path, headers={"Host": "docker"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as err:
+        said = os.strerror(err.errno) if isinstance(err, OSError) and err.errno else str(err) or type(err).__name__
+        raise EngineGoneError(f"the Docker engine at {engine} does not answer ({said})") from None
+    finally:
+        connection.close()
+
+
+def left(engine: str, run_id: str) -> list[str]:
+    """What the engine holds of a run, a line each. Raises EngineGoneError."""
+    return [f"{kind} {name}" for kind, _path, name in _objects(engine, run_id)]
+
+
+def remove(engine: str, run_id: str) -> None:
+    """Remove every container, network and image of a run, and nothing else. Raises EngineGoneError."""
+    found = list(_objects(engine, run_id))
+    for kind in ("container", "network", "image"):  # each is in use by those before it
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda path: _delete(engine, path), [path for of, path, _name in found if of == kind]))
+
+
+def _delete(engine: str, path: str) -> None:
+    status, body = ask(engine, "DELETE", path)
+    if status == 409 and b"already in progress" in body:  # somebody else is removing it: it is gone when that is done
+        status, body = ask(engine, "POST", path.partition("?")[0] + "/wait?condition=removed")
+    if status >= 300 and status != 404:
+        said = body.decode(errors="replace").strip()
+        raise EngineGoneError(f"the Docker engine at {engine} does not remove {path} ({status}: {said})")
+
+
+def _objects(engine: str, run_id: str) -> Iterator[tuple[str, str, str]]:
+    """(kind, path of the resource, name) of all that carries the run's label."""
+    filters = urllib.parse.quote(json.dumps({"label": [f"{LABEL}={run_id}"]}))
+    for kind, listing, resource in (("container", "/containers/json?all=1&filters=", "/containers/{}?force=1&v=1"),
+                                    ("network", "/networks?filters=", "/networks/{}"),
+                                    ("image", "/images/json?filters=", "/images/{}?force=1")):
+        status, body = ask(engine, "GET", listing + filters)
+        if status != 200:
+            raise EngineGoneError(f"the Docker engine at {engine} answers {status}")
+        for one in json.loads(body) or ():
+            yield kind, resource.format(urllib.parse.quote(one["Id"])), _name(one)
+
+
+def _name(one: dict[str, object]) -> str:
+    names = one.get("Names") or one.get("RepoTags") or [one.get("Name") or one["Id"]]
+    return str(names[0]).lstrip("/")  # type: ignore[index]
+
+
+# --- by the registry of runs ---
+
+MARK = "engine"  # in a run's directory: the path of the socket of the engine that holds something of it
+
+
+def engine_of(directory: Path) -> str | None:
+    """The engine that a run has made something in, if one is left to ask: none where its very directory is gone."""
+    try:
+        engine = (directory / MARK).read_text()
+    except OSError:
+        return None
+    return engine if Path(engine).parent.is_dir() else None

@@ -1,0 +1,54 @@
+/* `labhost place PATH [SOURCE]`: put a file there, mode 0755, with its directories: what standard input gives, or SOURCE. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "init.h"
+#include "util.h"
+
+static void make_parents(char *path)
+{
+    for (char *slash = path; (slash = strchr(slash + 1, '/'));) {
+        *slash = '\0';
+        if (mkdir(path, 0755) && errno != EEXIST)
+            die("%s: %s", path, strerror(errno));
+        *slash = '/';
+    }
+}
+
+static void copy(int from, int to, const char *path)
+{
+    static char chunk[1 << 16];
+    for (ssize_t n; (n = read(from, chunk, sizeof chunk)) != 0;) {
+        if (n < 0 && errno == EINTR)
+            continue;
+        for (ssize_t at = 0, w; at < n; at += w)
+            if ((w = write(to, chunk + at, (size_t)(n - at))) < 0)
+                die("%s: %s", path, strerror(errno));
+        if (n < 0)
+            die("%s: what to write cannot be read: %s", path, strerror(errno));
+    }
+}
+
+int place_main(int argc, char **argv)
+{
+    if (argc < 2 || argc > 3 || argv[1][0] != '/')
+        die("place PATH [SOURCE]");
+    int from = argc == 3 ? open(argv[2], O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
+    if (from < 0)
+        die("%s: %s", argv[2], strerror(errno));
+    make_parents(argv[1]);
+    unlink(argv[1]); /* a running executable cannot be written over, but it can be replaced */
+    int to = open(argv[1], O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
+    if (to < 0)
+        die("%s: %s", argv[1], strerror(errno));
+    copy(from, to, argv[1]);
+    if (fchmod(to, 0755) || close(to))
+        die("%s: %s", argv[1], strerror(errno));
+    return 0;
+}

@@ -1,0 +1,142 @@
+"""The Docker backend on an engine of the tests' own: the answers of Mininet, and nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.report.summary import Summary, from_json
+from lab import runs
+from lab.backends import docker_left
+from tests.e2e.isolated import ROOT, needs_isolation, needs_root
+from tests.e2e.standup import scenario_text
+
+pytestmark = [needs_root, needs_isolation, pytest.mark.e2e]
+GOLDEN = yaml.safe_load((ROOT / "tests/golden/three-tier-gaps.yaml").read_text())
+
+
+def labctl(*words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bench.cli", *words], cwd=ROOT, capture_output=True, text=True,
+                          timeout=timeout_s, check=False)
+
+
+def everything(engine: str) -> dict[str, set[str]]:
+    """Ids of all that the engine holds, by kind."""
+    found = {}
+    for kind, path in (("container", "/containers/json?all=1"), ("network", "/networks"), ("image", "/images/json")):
+        status, body = docker_left.ask(engine, "GET", path)
+        assert status == 200
+        found[kind] = {one["Id"] for one in json.loads(body)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def ran(engine: str, own_objects: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Summary]:
+    results = tmp_path_factory.mktemp("results")
+    before = everything(engine)
+    done = labctl("run", "three-tier", "--backend", "docker", "--quick", "--json", "--results", str(results))
+    assert done.stdout, done.stderr
+    assert everything(engine) == before
+    return done, from_json(done.stdout)
+
+
+def test_three_tier_ends_well_on_containers(ran) -> None:  # type: ignore[no-untyped-def]
+    done, summary = ran
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or (done.returncode == 4 and summary.invalid), done.stderr
+    assert summary.environment["backend"] == "docker"
+
+
+@pytest.mark.parametrize("arm", sorted(GOLDEN))
+def test_the_gaps_are_those_derived_by_hand(ran, arm: str) -> None:  # type: ignore[no-untyped-def]
+    found = ran[1].arms[arm]
+    assert (found.defects, found.inconclusive, found.breaks) == (0, 0, 0), found.findings
+    assert found.gaps == found.leaks == GOLDEN[arm]["total"]
+    wanted: Counter[str] = Counter()
+    for one in GOLDEN[arm]["classes"]:
+        wanted[one["why"]] += one["flows"]
+    got: Counter[str] = Counter()
+    for gap in found.gap_classes:
+        (why,) = (why for why in wanted if why in gap.reason)
+        got[why] += gap.flows
+    assert got == wanted
+
+
+def test_the_agent_in_a_container_sees_who_it_was(ran) -> None:  # type: ignore[no-untyped-def]
+    """With the few capabilities that it gets: flows, users, and the process where the socket lives long enough."""
+    seen = ran[1].arms["agent-nft"].visibility
+    assert seen["flow"].recall > 0.9 and seen["user"].recall > 0.8
+    assert seen["process"].recall > 0.2
+
+
+def test_fifty_containers_are_measured_and_gone(engine: str, own_objects: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "fifty.yaml"
+    file.write_text(scenario_text(50, 2))
+    before = everything(engine)
+    done = labctl("run", str(file), "--backend", "docker", "--arms", "chokepoint", "--blocks", "0", "--json",
+                  "--results", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr
+    found = from_json(done.stdout).arms
+    assert found["none"].inconclusive < found["none"].flows / 1000  # a busy machine times out now and then
+    assert found["chokepoint"].defects == found["chokepoint"].breaks == 0
+    assert found["chokepoint"].allowed > 50 * 49
+    assert everything(engine) == before
+
+
+def test_killed_it_leaves_nothing_and_takes_nothing_of_others(engine: str, own_objects: dict[str, str],
+                                                              tmp_path: Path) -> None:
+    before = everything(engine)
+    process = subprocess.Popen([sys.executable, "-m", "bench.cli", "run", "three-tier", "--backend", "docker",
+                                "--results", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(everything(engine)["container"]) < len(before["container"]) + 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert labctl("clean").returncode == 0
+    assert everything(engine) == before
+
+
+def test_what_a_dead_run_left_goes_by_its_id_alone(engine: str, own_objects: dict[str, str]) -> None:
+    """Without its reaper, as after a power cut: only the registry knows, and `labctl clean` asks the engine."""
+    import docker
+
+    before = everything(engine)
+    client = docker.DockerClient(base_url=f"unix://{engine}")
+    for run_id in ("labctl-dead0001", "labctl-dead0002"):  # the second is nobody's: no directory speaks of it
+        labels = {docker_left.LABEL: run_id}
+        client.networks.create(run_id, labels=labels)
+        client.containers.create("mine:1", ["/usr/bin/true"], name=run_id, network=run_id, labels=labels)
+    directory = runs.registry() / "labctl-dead0001"
+    directory.mkdir(parents=True)
+    (directory / docker_left.MARK).write_text(engine)
+    shown = labctl("clean", "--dry-run").stdout
+    assert "would remove container labctl-dead0001" in shown and "would remove network labctl-dead0001" in shown
+    assert labctl("clean").returncode == 0
+    assert not directory.exists()
+    assert {c.name for c in client.containers.list(all=True)} == {"mine", "labctl-dead0002"}
+    docker_left.remove(engine, "labctl-dead0002")
+    assert everything(engine) == before
+    client.close()
+
+
+def test_no_engine_is_one_line_and_status_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in (f"unix://{tmp_path}/docker.sock", "tcp://127.0.0.1:2375"):
+        monkeypatch.setenv("DOCKER_HOST", address)
+        for command in ("run", "up"):
+            done = labctl(command, "three-tier", "--backend", "docker")
+            assert done.returncode == 3 and not done.stdout
+            assert done.stderr.startswith("labctl: docker: ") and done.stderr.count("\n") == 1
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,226 @@
+"""The Docker backend's pure part, and how it speaks with an engine: a server of the tests' own answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from bench import registry, testbeds
+from lab import runs
+from lab.backends import docker_engine, docker_left, docker_specs
+from lab.backends.docker_specs import SERVE, START, capabilities, containers, networks
+from lab.scenario import load
+from tests.e2e.isolated import ROOT
+
+SCENARIO = load(ROOT / "scenarios/three-tier.yaml")
+TOPOLOGY = SCENARIO.topology
+KNOWN = docker_specs.sysctl_names()
+
+
+# --- what is asked for ------------------------------------------------------------------------
+
+
+def test_with_nothing_enforced_a_host_may_serve_and_nothing_more() -> None:
+    for one in containers(TOPOLOGY, "labctl-1", {}, KNOWN):
+        assert one.keep == SERVE and "NET_ADMIN" not in one.keep
+        assert set(one.capabilities) == SERVE | START
+        assert one.keep_bits == (1 << 5 | 1 << 6 | 1 << 7 | 1 << 13)  # capabilities(7): KILL, SETGID, SETUID, NET_RAW
+
+
+def test_an_arm_s_capabilities_are_granted_where_it_enforces_and_nowhere_else() -> None:
+    def granted(arm: str) -> dict[str, frozenset[str]]:
+        demands = testbeds.demands(SCENARIO, [registry.load("none"), registry.load(arm)])
+        return {one.host: one.keep for one in containers(TOPOLOGY, "labctl-1", demands, KNOWN)}
+
+    choke, agent = granted("chokepoint"), granted("agent-nft")
+    assert {name for name, keep in choke.items() if keep != SERVE} == {TOPOLOGY.router}
+    assert "NET_ADMIN" in choke[TOPOLOGY.router] and "SYS_ADMIN" not in choke[TOPOLOGY.router]
+    without = {TOPOLOGY.router, "cam"}  # the camera takes no agent
+    assert {name for name, keep in agent.items() if keep == SERVE} == without
+    assert agent["db"] == SERVE | {"NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}
+
+
+def test_a_feature_that_nobody_knows_grants_nothing() -> None:
+    assert capabilities(["netem", "cgroup2", "no such thing"]) == SERVE
+
+
+def test_networks_have_the_scenario_s_prefixes_and_an_end_for_the_engine_that_is_nobody_s() -> None:
+    made = networks(TOPOLOGY, "labctl-1")
+    assert [one.segment for one in made] == list(TOPOLOGY.segments)
+    addresses = {a for h in TOPOLOGY.hosts.values() for a in (h.v4, h.v6)}
+    for one in made:
+        segment = TOPOLOGY.segments[one.segment]
+        assert one.subnets == (segment.v4, segment.v6)
+        for subnet, gateway in zip(one.subnets, one.gateways, strict=True):
+            assert ip_address(gateway) in ip_network(subnet)
+            assert gateway not in addresses | {segment.gateway4, segment.gateway6}
+
+
+def test_a_segment_without_an_address_to_spare_says_so() -> None:
+    host = replace(TOPOLOGY.hosts["db"], v4="10.9.0.2")
+    segment = replace(TOPOLOGY.segments["data"], v4="10.9.0.0/30", gateway4="10.9.0.1")
+    full = replace(TOPOLOGY, segments={"data": segment}, hosts={"db": host})
+    with pytest.raises(ValueError, match=r"segment 'data' has no address left for the engine in 10\.9\.0\.0/30; write"):
+        networks(full, "labctl-1")
+
+
+def test_the_router_joins_every_network_a_host_one_and_plans_name_their_own_segment_alone() -> None:
+    made = {one.host: one for one in containers(TOPOLOGY, "labctl-1", {}, KNOWN)}
+    assert list(made) == [TOPOLOGY.router, *TOPOLOGY.hosts]
+    assert len(made[TOPOLOGY.router].addresses) == len(TOPOLOGY.segments)
+    db = made["db"]
+    assert db.addresses == {"labctl-1-data": (TOPOLOGY.hosts["db"].v4, TOPOLOGY.hosts["db"].v6)}
+    assert TOPOLOGY.hosts["web-1"].v4 not in db.plan
+    assert f"default eth0 4 {TOPOLOGY.segments['data'].gateway4}\n" in db.plan
+    assert made[TOPOLOGY.router].plan.count("link eth") == len(TOPOLOGY.segments)
+    assert made[TOPOLOGY.router].sysctls["net.ipv4.ip_forward"] == "1" and "net.ipv4.ip_forward" not in db.sysctls
+
+
+def test_sysctls_that_the_kernel_does_not_have_are_left_out() -> None:
+    assert all(not one.sysctls for one in containers(TOPOLOGY, "labctl-1", {}, ()))
+
+
+def test_the_base_image_holds_directories_links_and_users_and_no_program() -> None:
+    with tarfile.open(fileobj=io.BytesIO(docker_specs.base_image({"bin": "usr/bin"}))) as tar:
+        assert {info.name for info in tar if info.isreg()} == {"etc/passwd", "etc/group"}
+        assert tar.getmember("bin").linkname == "usr/bin" and tar.getmember("tmp").mode == 0o1777
+
+
+# --- an engine ---------------------------------------------------------------------------------
+
+
+class Engine:
+    """Holds objects by path and answers as an engine would; `asked` is what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.refuses: set[str] = set()
+        self.held = {"containers": {"c1": "labctl-1", "c2": "labctl-2"}, "networks": {"n1": "labctl-1", "n2": ""},
+                     "images": {"i1": "labctl-1"}}
+
+    def answer(self, verb: str, path: str) -> tuple[int, object]:
+        self.asked.append(f"{verb} {path}")
+        kind, what = path.lstrip("/").partition("?")[0].split("/", 1) if "/" in path[1:] else (path[1:], "")
+        kind = kind.partition("?")[0]
+        if path == "/_ping":
+            return 200, "OK"
+        if verb == "GET":
+            import urllib.parse
+
+            wanted = json.loads(urllib.parse.unquote(path.partition("filters=")[2]))["label"][0].partition("=")[2]
+            return 200, [{"Id": i, "Name": i} for i, run in self.held[kind].items() if run == wanted]
+        if what in self.refuses:
+            return 500, {"message": "no"}
+        return (200, "") if self.held[kind].pop(what, None) is not None else (404, "")
+
+
+@contextmanager
+def serving(path: Path, engine: Engine) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            status, body = engine.answer(self.command, self.path)
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_DELETE = do_POST = _answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                Handler(connection, ("", 0), None)  # type: ignore[arg-type]
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield str(path)
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def test_only_what_carries_the_run_s_label_goes(tmp_path: Path) -> None:
+    engine = Engine()
+    with serving(tmp_path / "s", engine) as path:
+        assert docker_left.left(path, "labctl-1") == ["container c1", "network n1", "image i1"]
+        docker_left.remove(path, "labctl-1")
+    assert engine.held == {"containers": {"c2": "labctl-2"}, "networks": {"n2": ""}, "images": {}}
+    kinds = [line.split("/")[1] for line in engine.asked if line.startswith("DELETE")]
+    assert kinds == ["containers", "networks", "images"]  # each is in use by those before it
+
+
+def test_what_an_engine_refuses_to_remove_keeps_the_run_in_the_registry(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    monkeypatch.setattr(runs, "registry", lambda: tmp_path / "registry")
+    directory = tmp_path / "registry" / "labctl-00000001"
+    directory.mkdir(parents=True)
+    engine.held["containers"]["c3"] = "labctl-00000001"
+    with serving(tmp_path / "s", engine) as path:
+        (directory / docker_left.MARK).write_text(path)
+        engine.refuses = {"c3"}
+        assert runs.sweep(None) == ["container c3", f"directory {directory}"]
+        assert directory.exists()
+        engine.refuses = set()
+        runs.sweep(None)
+        assert not directory.exists() and "c3" not in engine.held["containers"]
+
+
+def test_an_engine_that_is_silent_is_asked_again_later_one_that_is_gone_is_not(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "registry", lambda: tmp_path / "registry")
+    directory = tmp_path / "registry" / "labctl-00000001"
+    directory.mkdir(parents=True)
+    (directory / docker_left.MARK).write_text(str(tmp_path / "docker.sock"))
+    (line, _directory) = runs.leftovers(None)
+    assert "once it answers" in line and "labctl-00000001" in line
+    runs.sweep(None)
+    assert directory.exists()
+    (directory / docker_left.MARK).write_text(str(tmp_path / "gone" / "docker.sock"))
+    runs.sweep(None)
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize(("address", "said"), [
+    ("tcp://127.0.0.1:2375", "DOCKER_HOST is tcp://127.0.0.1:2375, and containers of a lab have to be on this machine"),
+    ("ssh://me@there", "set it to unix:///var/run/docker.sock, or unset it"),
+    ("unix:///nonexistent/docker.sock", "does not answer (No such file or directory); start it, or set DOCKER_HOST"),
+])
+def test_an_engine_that_cannot_be_used_is_one_line(address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", address)
+    with pytest.raises(docker_engine.EngineError) as caught:
+        docker_engine.reach()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_one_that_answers_is_reached_by_a_path_that_outlives_its_mount(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path / "s", Engine()) as path:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+        reached = docker_engine.reach()
+        assert reached.path == path
+        (tmp_path / "s").rename(tmp_path / "elsewhere")
+        assert docker_left.ask(reached.inside, "GET", "/_ping")[0] == 200
