@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import arms, blocks, costs, loading
+from bench import arms, blocks, costs, loading, testbeds
 from bench.analysis import sequential
 from bench.analysis.sequential import Look
 from bench.arms import Arm, ArmRecord
@@ -17,7 +17,6 @@ from bench.instruments.traffic import Traffic
 from bench.loading import LoadPlan, LoadRecord
 from bench.selection import Selection
 from bench.store import ResultStore
-from lab import features
 from lab.backends.base import Testbed
 from lab.model import Enforcer, Flow, Outcome, Scenario
 from lab.policy_sets import Oracle
@@ -119,7 +118,7 @@ def _prepare(collected: Collected, testbed: Testbed) -> None:
     """Compile every arm that this machine supports."""
     topology = collected.scenario.topology
     for name, enforcer in collected.enforcers.items():
-        reason = features.missing(enforcer.needs())
+        reason = testbeds.missing(collected.scenario.backend, enforcer.needs())
         if reason:
             collected.unsupported[name] = reason
             continue
@@ -145,7 +144,8 @@ def _take_costs(collected: Collected, testbed: Testbed, traffic: Traffic | None,
         collected.selection.flows), strict=True))
     everywhere = _open_everywhere(collected)
     collected.measured = blocks.pick_flow(
-        collected.selection.flows, lambda f: intended[f].allow and f in everywhere, scenario.topology)
+        collected.selection.flows, lambda f: intended[f].allow and f in everywhere and not _foreign(f, scenario),
+        scenario.topology)
     if collected.measured is None or options.block_count == 0:
         if collected.measured is None and options.block_count:
             collected.invalid.append("no costs: no declared TCP flow between two hosts is open under every arm")
@@ -168,6 +168,12 @@ def _take_load(collected: Collected, testbed: Testbed, traffic: Traffic | None, 
     plan = LoadPlan(collected.measured, datagrams, collected.options.load_blocks, scenario.seed)
     checks = {name: _check(record, scenario.seed) for name, record in collected.records.items()}
     loading.run(plan, list(collected.arms.values()), checks, testbed, traffic, store, say, collected.load)
+
+
+def _foreign(flow: Flow, scenario: Scenario) -> bool:
+    """Whether a real program answers, which echoes nothing: costs are taken between built-in services."""
+    target = scenario.topology.processes.get(flow.target_process)
+    return target is not None and target.real
 
 
 def _enough(collected: Collected, count: int) -> bool:

@@ -18,7 +18,7 @@ from bench.explain import Seen, explain
 from bench.instruments import nft_trace
 from bench.instruments.probe import attempt as to_attempt
 from bench.instruments.probe import observation, probe
-from lab import features, flow_text
+from lab import flow_text
 from lab.backends.base import Enforcement
 from lab.backends.docker_engine import Engine
 from lab.backends.served import LabDownError, ServedTestbed
@@ -115,7 +115,7 @@ class StandingLab:
 
     def _prepare(self, name: str) -> None:
         enforcer = registry.load(name)
-        reason = features.missing(enforcer.needs())
+        reason = testbeds.missing(self.scenario.backend, enforcer.needs())
         if reason:
             self.unsupported[name] = reason
             return
@@ -178,7 +178,7 @@ def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply, engine: En
     return 0
 
 
-def _arms(scenario: Scenario, arm: str) -> list[Enforcer]:
+def _arms(scenario: Scenario, arm: str) -> list[Guarded]:
     """Every arm that may be put in place while the lab stands."""
     return [registry.load(name) for name in dict.fromkeys((arm, *scenario.arms))]
 

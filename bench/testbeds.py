@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lab.backends import docker_engine, mininet_lab
+from lab import features
+from lab.backends import docker_engine, docker_specs, mininet_lab
 from lab.backends.docker_engine import Engine
 from lab.backends.served import ServedTestbed
 from lab.hosts.attempts import Actor
 from lab.hosts.build import build
 from lab.isolation import RunIdentity
-from lab.model import Backend, Enforcer, Scenario
+from lab.model import Backend, Enforcer, Feature, Scenario
 
 
 def prepare(backend: Backend) -> Engine | None:
@@ -40,10 +41,17 @@ def up(scenario: Scenario, enforcers: Iterable[Enforcer], labhost: Path, me: Run
         yield contained
 
 
+def missing(backend: Backend, needs: tuple[Feature, ...]) -> str | None:
+    """Why an arm with these needs cannot run here on this backend and what to do, in one line, or None if it can."""
+    return features.missing(needs) or (docker_specs.missing(needs) if backend == "docker" else None)
+
+
 def demands(scenario: Scenario, enforcers: Iterable[Enforcer]) -> Mapping[str, frozenset[str]]:
     """By host (or router), the features that these arms need there: what they are granted is no more than that."""
     found: dict[str, frozenset[str]] = {}
     for enforcer in enforcers:
+        if docker_specs.missing(enforcer.needs()):
+            continue  # it will not run, so nobody needs anything for it
         needs = frozenset(feature.name for feature in enforcer.needs())
         native = enforcer.compile(scenario.policy, scenario.topology)
         for point in enforcer.render(native, scenario.topology):

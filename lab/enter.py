@@ -63,7 +63,7 @@ def by_first_process(socket: Path, argv: list[str], *, cgroup: Path | None = Non
     except KeyboardInterrupt:
         return 130
     except init_client.SpawnError as err:
-        print(f"labctl: {err.strerror}", file=sys.stderr)
+        print(f"labctl: {str(err.strerror).removeprefix(f'{argv[0]}: ')}", file=sys.stderr)
         return 127 if err.errno == errno.ENOENT else 126
     except OSError as err:
         print(f"labctl: the lab has ended ({err.strerror or err})", file=sys.stderr)

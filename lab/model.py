@@ -43,6 +43,13 @@ class Process:
     calls: tuple[str, ...] = ()
     vulnerable: bool = False
     sha256: str | None = None
+    command: tuple[str, ...] | None = None  # a real program serves what it listens on; (): as its image says
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def real(self) -> bool:
+        """Whether a program that is not labctl's own serves its declared ports."""
+        return self.command is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class Host:
     runs: tuple[str, ...] = ()
     agent: Literal["possible", "impossible"] = "possible"
     external: bool = False
+    image: str | None = None  # of the container that it is; None: labctl's own
 
     @property
     def takes_agent(self) -> bool:

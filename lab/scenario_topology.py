@@ -13,7 +13,7 @@ from lab import addresses
 from lab.model import Host, Process, Service, Topology
 from lab.policy import NOBODY, NOBODY_UID, WRONG_PORTS
 from lab.problems import Place, Report, shown, suggest
-from lab.schema import HostDoc, ProcessDoc
+from lab.schema import Document, HostDoc, ProcessDoc
 from lab.schema_problems import Shaped
 from lab.services import ServiceError, parse_service, service_text
 
@@ -46,6 +46,7 @@ def build_topology(shaped: Shaped, report: Report) -> Built:
     if sum(map(len, entries.values())) > MAX_HOSTS:
         report.stop_at(("topology", "hosts"), f"more than {MAX_HOSTS} hosts; write smaller counts")
     _check_names(entries, report)
+    _check_containers(document, report)
     docs = {full: (name, document.topology.hosts[name]) for name, fulls in entries.items() for full in fulls}
     _check_segments(shaped, report)
     runs = {name: _runs(name, doc, shaped, processes, report) for name, doc in document.topology.hosts.items()}
@@ -61,7 +62,8 @@ def build_topology(shaped: Shaped, report: Report) -> Built:
 
 def _host(name: str, number: int, doc: HostDoc, runs: tuple[str, ...], address: tuple[str, str]) -> Host:
     v4, v6 = address
-    return Host(name, doc.segment, v4, v6, addresses.mac(number), dict(doc.labels), runs, doc.agent, doc.external)
+    return Host(name, doc.segment, v4, v6, addresses.mac(number), dict(doc.labels), runs, doc.agent, doc.external,
+                doc.image)
 
 
 def _expanded(name: str, count: int | None) -> tuple[str, ...]:
@@ -80,6 +82,19 @@ def _check_names(entries: Mapping[str, tuple[str, ...]], report: Report) -> None
         if taken is not None:
             report.add(place, f"its host '{taken}' has the name of one of '{owner[taken]}'; write another name")
         owner.update(dict.fromkeys(fulls, name))
+
+
+def _check_containers(document: Document, report: Report) -> None:
+    """What only containers can have."""
+    if document.backend == "docker":
+        return
+    remedy = "only a container has that; write backend: docker"
+    for name, process in document.processes.items():
+        if process.command is not None:
+            report.add(("processes", name, "command"), remedy)
+    for name, host in document.topology.hosts.items():
+        if host.image is not None:
+            report.add(("topology", "hosts", name, "image"), remedy)
 
 
 def _check_segments(shaped: Shaped, report: Report) -> None:
@@ -115,7 +130,14 @@ def _processes(shaped: Shaped, users: Mapping[str, int], report: Report) -> dict
 def _process(name: str, doc: ProcessDoc, users: Mapping[str, int], report: Report) -> Process:
     listens = tuple(_listens(doc.listens, ("processes", name, "listens"), report))
     calls = tuple(doc.calls)
-    return Process(name, doc.exe, doc.user, users[doc.user], listens, calls, doc.vulnerable, doc.sha256)
+    place = ("processes", name)
+    if doc.command is not None and doc.vulnerable:
+        report.add((*place, "vulnerable"), "a real program has no weakness that labctl knows; leave it out")
+    if doc.command is None and doc.environment:
+        report.add((*place, "environment"), "only a command has an environment; write a command too, or leave it out")
+    command = None if doc.command is None else tuple(doc.command)
+    return Process(name, doc.exe, doc.user, users[doc.user], listens, calls, doc.vulnerable, doc.sha256, command,
+                   dict(doc.environment))
 
 
 def _listens(texts: Iterable[str], place: Place, report: Report) -> Iterator[Service]:
@@ -205,6 +227,9 @@ def _runs(name: str, doc: HostDoc, shaped: Shaped, processes: Mapping[str, Proce
         elif not shaped.may_have(process, "processes"):
             remedy = suggest(process, processes, "processes")
             report.add((*place, index), f"there is no process {shown(process)}; {remedy}")
+    for index, process in enumerate(found):
+        if processes[process].command == () and doc.image is None:
+            report.add((*place, index), f"'{process}' is what its image starts, and '{name}' has no image; write one")
     for one, other in combinations(found, 2):
         both = _both(processes[one], processes[other])
         if both is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lab.problems import shown
@@ -19,7 +19,9 @@ RESERVED_KEYS = ("host", "segment", "cidr", "process", "user", "any", "family") 
 NAME = "[a-z0-9][a-z0-9-]{0,39}"
 LABEL = "[A-Za-z0-9][A-Za-z0-9_.-]{0,39}"
 USER = "[a-z_][a-z0-9_-]{0,31}"
-EXE = "/(opt|srv)(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+"
+EXE = "(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+"
+OWN_EXE = "/(opt|srv)(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+"  # where labctl puts its own service
+IMAGE = "[a-z0-9][a-zA-Z0-9._/:@-]{0,199}"
 SHA256 = "[0-9a-f]{64}"
 RATE = r"[0-9]{1,7}(\.[0-9]{1,6})?"
 
@@ -56,10 +58,17 @@ def _user(text: str) -> str:
     return text
 
 
-def _exe(text: str) -> str:
-    clean = re.fullmatch(EXE, text) and len(text) <= 200
-    if not clean:
-        raise wrong(f"{shown(text)} is not a plain file path under /opt or /srv; write one like /opt/shop/api")
+def _exe(text: str, info: ValidationInfo) -> str:
+    real = info.data.get("command") is not None  # which stands before it in the model
+    if not re.fullmatch(EXE if real else OWN_EXE, text) or len(text) > 200:
+        where = "" if real else " under /opt or /srv"
+        raise wrong(f"{shown(text)} is not a plain file path{where}; write one like /opt/shop/api")
+    return text
+
+
+def _image(text: str) -> str:
+    if not re.fullmatch(IMAGE, text):
+        raise wrong(f"{shown(text)} is not the name of an image; write one such as nginx:1.27")
     return text
 
 
@@ -134,6 +143,7 @@ SelectorDoc = Annotated[
 ]  # fmt: skip
 ServiceList = Annotated[list[LabelValue], Field(min_length=1), BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
 Exe = Annotated[str, AfterValidator(_exe), _text(EXE, maxLength=200)]
+Image = Annotated[str, AfterValidator(_image), _text(IMAGE)]
 Sha256 = Annotated[str, AfterValidator(_sha256), _text(SHA256)]
 Rate = Annotated[
     float,
@@ -179,6 +189,11 @@ class HostDoc(Doc):
     agent: Literal["possible", "impossible"] = Field(
         "possible", title="whether an agent can be installed on it", description="possible or impossible"
     )
+    image: Image | None = Field(
+        None,
+        title="the image of its container, which the engine has already; labctl's own if left out",
+        description="an image such as nginx:1.27",
+    )
     external: bool = Field(
         False, title="whether it is someone else's: it takes no agent and has no labels", description="true or false"
     )
@@ -201,8 +216,13 @@ class TopologyDoc(Doc):
 
 
 class ProcessDoc(Doc):
+    command: list[str] | None = Field(
+        None,
+        title="a real program that serves its ports, in place of labctl's own; []: what the host's image starts",
+        description="a command line as a list, such as [redis-server, --port, '6379']",
+    )
     exe: Exe = Field(
-        title="the path of its executable, which is its identity in the policy",
+        title="the path of its executable, which is its identity in the policy; anywhere, if it has a command",
         description="a path under /opt or /srv, such as /opt/shop/api",
     )
     user: User = Field("svc", title="the user it runs as", description="the user it runs as, such as svc")
@@ -218,6 +238,9 @@ class ProcessDoc(Doc):
         False,
         title="whether an attacker who reaches one of its services can take its host",
         description="true or false",
+    )
+    environment: dict[str, str] = Field(
+        {}, title="what the command finds in its environment", description="variables such as {LANG: C}"
     )
     sha256: Sha256 | None = Field(
         None, title="the content that the executable must have to be this process", description="64 hexadecimal digits"

@@ -75,6 +75,11 @@ def load_scenario(name: str) -> Scenario:
 
 def on_backend(scenario: Scenario, backend: Backend | None) -> Scenario:
     """The scenario on the backend that the user asked for, if any."""
+    topology = scenario.topology
+    real = [name for name, one in topology.processes.items() if one.real]
+    real += [name for name, host in topology.hosts.items() if host.image]
+    if backend == "mininet" and real:
+        raise fail(f"labctl: '{real[0]}' needs a container; leave out --backend mininet", EXIT_USAGE)
     return replace(scenario, backend=backend) if backend else scenario
 
 

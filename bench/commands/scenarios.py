@@ -208,6 +208,32 @@ def schema(
         raise fail(f"labctl: there is no schema '{of}'; write summary or scenario", EXIT_USAGE)
 
 
+@importers.command(epilog=epilog("labctl import compose compose.yaml -o shop.yaml",
+                                 "labctl import compose compose.yaml --built-in -o shop.yaml"))
+def compose(
+    file: Annotated[Path, typer.Argument(help="The compose file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The scenario file to write.")],
+    built_in: Annotated[bool, typer.Option(
+        "--built-in", help="labctl's own services in place of the images: runs anywhere, and can be loaded.")] = False,
+    name: Annotated[str | None, typer.Option(help="The scenario's name; the project's if left out.")] = None,
+) -> None:
+    """A compose file as a scenario: services, networks, ports, dependencies. What it cannot carry over is listed."""
+    from lab.importers.compose import ComposeError, import_compose
+
+    try:
+        made = import_compose(file, built_in=built_in, name=name)
+        output.write_text(made.text)
+    except ComposeError as err:
+        raise fail(str(err), EXIT_USAGE) from None
+    except OSError as err:
+        raise fail(f"{output}: cannot be written: {err.strerror}; name another file with -o", EXIT_USAGE) from None
+    for text in made.left_out:
+        print(f"not carried over: {text}", file=sys.stderr)
+    for text in made.invented:
+        print(f"made up: {text}", file=sys.stderr)
+    print(f"wrote {output}; look at it with: labctl show {output}; run it with: labctl run {output}", file=sys.stderr)
+
+
 @importers.command(epilog=epilog("labctl import csw data/csw-g21 --train-hours 24 -o g21.yaml"))
 def csw(
     directory: Annotated[Path, typer.Argument(help="The graph's directory (hourly edge files, groupings).")],

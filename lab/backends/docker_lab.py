@@ -19,6 +19,7 @@ from typing import Any
 from lab import runs
 from lab.backends import docker_left, docker_specs
 from lab.backends.base import Completed
+from lab.backends.docker_commands import Commands
 from lab.backends.docker_engine import Engine
 from lab.backends.docker_specs import ContainerSpec, NetworkSpec
 from lab.backends.served import LabDownError, ServedTestbed, check_files
@@ -48,6 +49,8 @@ class DockerTestbed(ServedTestbed):
         self._own = ENTRY_DIR / "hosts"
         self._image = f"labctl/host:{me.run_id}"
         self._lines: list[socket.socket] = []
+        self._commands = Commands(topology)
+        self._agents = {one.host for one in docker_specs.sidecars(topology, me.run_id, demands)}
         (ENTRY_DIR / docker_left.MARK).write_text(engine.path)  # before anything is made: by this it is found again
         self._own.mkdir(mode=0o700)
         self._make_cgroups()
@@ -57,7 +60,7 @@ class DockerTestbed(ServedTestbed):
         self._listener.listen(4096)
         try:
             self._stand_up(demands)
-            self._serve_all(actors)
+            self._bring_up(actors)
             self._await_router()
         except BaseException:
             self.close()
@@ -77,8 +80,14 @@ class DockerTestbed(ServedTestbed):
         """Where the host's first process listens."""
         return self._own / host / "init.sock"
 
+    def agent_of(self, host: str) -> str:
+        """Where what an arm puts on a host is put and run: a host of a foreign image has a container beside it."""
+        name = docker_specs.agent_name(host)
+        return name if name in self._agents else host
+
     def cgroup_of(self, host: str, daemon: bool) -> Path | None:
         """The cgroup of a host, or of its daemons, as the host sees it."""
+        host = host.removesuffix(docker_specs.agent_name(""))
         return Path(docker_specs.CGROUP, f"{host}.d" if daemon else host) if self.cgroup else None
 
     def pid(self, host: str) -> int:
@@ -87,6 +96,7 @@ class DockerTestbed(ServedTestbed):
 
     def close(self) -> None:
         """End services, then containers; returns when the engine has removed all that is the run's."""
+        self._commands.close()
         self.services.close()
         self._listener.close()
         for line in self._lines:
@@ -96,6 +106,16 @@ class DockerTestbed(ServedTestbed):
         self._client.close()
 
     # --- parts ---
+
+    def _bring_up(self, actors: Collection[Actor]) -> None:
+        """Real programs first: what stands in for them as clients takes the place of their executables afterwards."""
+        later = {actor for actor in actors if (process := self.topology.processes.get(actor.process)) and process.real}
+        self._serve_some(set(actors) - later)
+        self._commands.start(self)
+        self._commands.await_listening(self)
+        self._serve_some(later)
+        self._commands.prove(self.services)
+        self._await_datagrams()
 
     def _place_service(self, host: str, path: str) -> None:
         self._place(host, [path, docker_specs.LABHOST], b"")
@@ -107,7 +127,7 @@ class DockerTestbed(ServedTestbed):
 
     def _rss(self, host: str) -> int:
         """The host's own processes are not to be seen from here; it counts them itself."""
-        done = self.run(host, ["/bin/sh", "-c", _PSS, f"{self.cgroup_of(host, True)}/cgroup.procs"])
+        done = self.run(self.agent_of(host), ["/bin/sh", "-c", _PSS, f"{self.cgroup_of(host, True)}/cgroup.procs"])
         return sum(int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith(b"Pss:")) * 1024
 
     def _stand_up(self, demands: Mapping[str, Collection[str]]) -> None:
@@ -122,7 +142,11 @@ class DockerTestbed(ServedTestbed):
             bridged = bool(self._client.info().get("BridgeNfIptables"))
             networks = docker_specs.networks(self.topology, self._run_id)
             _all(lambda one: self._make_network(one, not bridged), networks)
+            self._commands.resolve(self._client)
             _all(self._make_container, made)
+            beside = docker_specs.sidecars(self.topology, self._run_id, demands)
+            _all(self._make_container, beside)
+            made += beside
         except (docker.errors.DockerException, ValueError, OSError) as err:
             raise LabDownError(_said(err)) from None
         self._await_started({one.host: one.name for one in made})
@@ -143,28 +167,33 @@ class DockerTestbed(ServedTestbed):
         own = self._own / spec.host
         own.mkdir(mode=0o700)
         (own / "plan").write_text(spec.plan)
-        first, *others = spec.addresses
         ends = {name: api.create_endpoint_config(ipv4_address=v4, ipv6_address=v6)
                 for name, (v4, v6) in spec.addresses.items()}
+        first, *others = spec.addresses or [f"container:{spec.beside}"]
         made = api.create_container(
-            self._image, name=spec.name, hostname=spec.host, labels=self._labels(), entrypoint=[docker_specs.LABHOST],
+            spec.image or self._image, name=spec.name, hostname=None if spec.beside else spec.host, user="0",
+            labels=self._labels(), entrypoint=[docker_specs.LABHOST], working_dir="/",
             command=["contain", "--socket", f"{docker_specs.OWN}/init.sock", "--lifeline", docker_specs.LIFELINE,
                      "--name", spec.host, "--plan", f"{docker_specs.OWN}/plan", "--keep", str(spec.keep_bits)],
-            networking_config=api.create_networking_config({first: ends[first]}),
+            networking_config=api.create_networking_config({first: ends[first]}) if ends else None,
             host_config=api.create_host_config(
-                network_mode=first, binds=self._binds(spec.host), cap_drop=["ALL"], cap_add=spec.capabilities,
-                security_opt=["no-new-privileges"], sysctls=dict(spec.sysctls), cgroupns="host", pids_limit=-1,
-                tmpfs=dict.fromkeys(("/opt", "/srv", "/run/host"), "exec,mode=755")))
+                network_mode=first, pid_mode=f"container:{spec.beside}" if spec.beside else None,
+                binds=self._binds(spec), cap_drop=["ALL"], cap_add=spec.capabilities,
+                security_opt=["no-new-privileges"], extra_hosts=dict(spec.known) or None,
+                sysctls=dict(spec.sysctls), cgroupns="host", pids_limit=-1,
+                tmpfs=dict.fromkeys(("/run/host",) if spec.image else ("/opt", "/srv", "/run/host"), "exec,mode=755")))
         for name in others:
-            api.connect_container_to_network(made["Id"], name, ipv4_address=spec.addresses[name][0],
-                                             ipv6_address=spec.addresses[name][1])
+            v4, v6 = spec.addresses[name]
+            api.connect_container_to_network(made["Id"], name, ipv4_address=v4, ipv6_address=v6)
         api.start(made["Id"])
 
-    def _binds(self, host: str) -> list[str]:
+    def _binds(self, spec: ContainerSpec) -> list[str]:
         """What a container sees of the machine: tools, read-only, and of the run's directory what is its own."""
-        shared = {"/usr": "/usr", "/etc/alternatives": "/etc/alternatives", sysconfig.get_path("purelib"): _SITE,
-                  str(build(static=True)): docker_specs.LABHOST}
-        own = {self._outside / "hosts" / host: docker_specs.OWN, self._outside / "control.sock": docker_specs.CONTROL,
+        shared = {str(build(static=True)): docker_specs.LABHOST}
+        if not spec.image:
+            shared |= {"/usr": "/usr", "/etc/alternatives": "/etc/alternatives", sysconfig.get_path("purelib"): _SITE}
+        own = {self._outside / "hosts" / spec.host: docker_specs.OWN,
+               self._outside / "control.sock": docker_specs.CONTROL,
                self._outside / "alive.sock": docker_specs.LIFELINE}
         if self.cgroup:
             own[self.cgroup] = docker_specs.CGROUP

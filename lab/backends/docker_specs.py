@@ -11,11 +11,11 @@ import io
 import ipaddress
 import tarfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.backends.mininet_net import HOST_SYSCTLS, ROUTER_SYSCTLS, bridge_of, router_mac
-from lab.model import FAMILIES, Family, Host, Segment, Topology
+from lab.model import FAMILIES, Family, Feature, Host, Segment, Topology
 
 # capabilities(7), by number: what the first process of a container may keep.
 CAPABILITIES: Mapping[str, int] = {
@@ -30,6 +30,7 @@ _OF_FEATURE: Mapping[str, frozenset[str]] = {
     "nflog": frozenset({"NET_ADMIN"}),
     "sock-diag": frozenset({"NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}),  # whose socket: in other users' /proc
 }
+_FREE = frozenset({"python3", "iperf3", "cgroup2", "several-users"})  # there without a capability
 _CONNTRACK = {"net.netfilter.nf_conntrack_acct": "1", "net.netfilter.nf_conntrack_timestamp": "1"}
 
 # Where things are in a container.
@@ -62,11 +63,14 @@ class ContainerSpec:
     keep: frozenset[str]
     sysctls: Mapping[str, str]
     plan: str
+    image: str | None = None
+    known: Mapping[str, str] = field(default_factory=dict)  # names that it can look up, with IPv4 addresses
+    beside: str = ""  # the name of the container whose network and processes it shares, instead of ones of its own
 
     @property
     def capabilities(self) -> list[str]:
         """What the engine has to grant at first."""
-        return sorted(self.keep | START)
+        return sorted(self.keep | (START if self.addresses else {"SETPCAP"}))
 
     @property
     def keep_bits(self) -> int:
@@ -76,6 +80,13 @@ class ContainerSpec:
 def capabilities(features: Collection[str]) -> frozenset[str]:
     """The least that a host needs whose arms need `features` there; none of them: what serving takes."""
     return SERVE.union(*(_OF_FEATURE.get(feature, frozenset()) for feature in features))
+
+
+def missing(needs: Collection[Feature]) -> str | None:
+    """Why an arm with these needs is not supported in containers, or None if it is."""
+    lacking = [need for need in needs if need.name not in _OF_FEATURE and need.name not in _FREE]
+    return "; ".join(f"{need.name}: a container of a lab is not given it ({need.why}); use --backend mininet"
+                     for need in lacking) or None
 
 
 def networks(topology: Topology, run_id: str) -> list[NetworkSpec]:
@@ -102,17 +113,42 @@ def containers(topology: Topology, run_id: str, demands: Mapping[str, Collection
             wanted |= _CONNTRACK
         return {key: value for key, value in wanted.items() if key.replace(".", "/") in known_sysctls}
 
-    def spec(name: str, addresses: dict[str, tuple[str, str]], values: Mapping[str, str], text: str) -> ContainerSpec:
-        keep = capabilities(demands.get(name, ()))
-        return ContainerSpec(name, f"{run_id}-{name}", addresses, keep, sysctls(name, values), text)
+    def spec(name: str, addresses: dict[str, tuple[str, str]], values: Mapping[str, str], text: str,
+             image: str | None = None) -> ContainerSpec:
+        keep = SERVE if image else capabilities(demands.get(name, ()))
+        return ContainerSpec(name, f"{run_id}-{name}", addresses, keep, sysctls(name, values), text, image,
+                             names(topology) if image else {})
 
     segments = topology.segments
     yours = {network_name(run_id, s.name): (s.gateway4, s.gateway6) for s in segments.values()}
     made = [spec(topology.router, yours, {**HOST_SYSCTLS, **ROUTER_SYSCTLS}, router_plan(topology))]
     for name, host in topology.hosts.items():
         mine = {network_name(run_id, host.segment): (host.v4, host.v6)}
-        made.append(spec(name, mine, HOST_SYSCTLS, host_plan(topology, host)))
+        made.append(spec(name, mine, HOST_SYSCTLS, host_plan(topology, host), host.image))
     return made
+
+
+def names(topology: Topology) -> dict[str, str]:
+    """Every host by name, and the first of those that are alike by the name that they share."""
+    found = {}
+    for host in topology.hosts.values():
+        found[host.name] = host.v4
+        alike, _, number = host.name.rpartition("-")
+        if number.isdigit() and alike:
+            found.setdefault(alike, host.v4)
+    return found
+
+
+def sidecars(topology: Topology, run_id: str, demands: Mapping[str, Collection[str]]) -> list[ContainerSpec]:
+    """Beside each host of a foreign image where an arm enforces: a container of the base image, which has the tools
+    that the arm needs, in the host's network and among its processes. It has the arm's capabilities, not the host."""
+    return [ContainerSpec(agent_name(name), f"{run_id}-{agent_name(name)}", {}, capabilities(demands[name]), {}, "",
+                          beside=f"{run_id}-{name}")
+            for name, host in topology.hosts.items() if host.image and name in demands]
+
+
+def agent_name(host: str) -> str:
+    return f"{host}.agent"
 
 
 def sysctl_names() -> list[str]:

@@ -75,11 +75,11 @@ class ServedTestbed:
 
     def run_at(self, point: Point, argv: Sequence[str]) -> Completed:
         """Run a command at an enforcement point to its end; what it leaves running counts as the arm's."""
-        return self.run(point.host, argv, daemon=True)
+        return self.run(self.agent_of(point.host), argv, daemon=True)
 
     def put_at(self, point: Point, files: Mapping[str, bytes]) -> None:
         """Place files at an enforcement point."""
-        self.put(point.host, files)
+        self.put(self.agent_of(point.host), files)
 
     def port_of(self, point: Point) -> str:
         """The interface that is the switch side of a host's link, of a backend that has them."""
@@ -94,6 +94,10 @@ class ServedTestbed:
     def socket(self, host: str) -> Path:
         """Where the host's first process listens."""
         raise NotImplementedError
+
+    def agent_of(self, host: str) -> str:
+        """Where what an arm puts on a host is put and run: on the host itself, unless it has a place beside it."""
+        return host
 
     def cgroup_of(self, host: str, daemon: bool) -> Path | None:
         """The cgroup of a host, or of its daemons, as the host sees it."""
@@ -118,10 +122,13 @@ class ServedTestbed:
 
     def _serve_all(self, actors: Collection[Actor]) -> None:
         """Services running and told what they are for, every host heard by a neighbour. Raises LabDownError."""
+        self._serve_some(actors)
+        self._await_datagrams()
+
+    def _serve_some(self, actors: Collection[Actor]) -> None:
         self._start_services(actors)
         self.services.await_actors(actors, UP_TIMEOUT_S)
         self._instruct(frozenset(actors))
-        self._await_datagrams()
 
     def _start_services(self, actors: Collection[Actor]) -> None:
         """Place each service's executable and start it. It ends with its connection to the fleet, or with its host."""

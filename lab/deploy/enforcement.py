@@ -153,7 +153,8 @@ def _way_to(testbed: ServedTestbed, point: Point) -> dict[str, str]:
     """What the connection plugin has to know: a host's socket, or the interface of a switch port."""
     if point.kind == "port":
         return {"lab_port": testbed.port_of(point), "lab_cgroup": str(testbed.port_cgroup() or "")}
-    return {"lab_socket": str(testbed.socket(point.host)), "lab_cgroup": str(testbed.cgroup_of(point.host, True) or "")}
+    return {"lab_socket": str(testbed.socket(testbed.agent_of(point.host))),
+            "lab_cgroup": str(testbed.cgroup_of(point.host, True) or "")}
 
 
 def _environment(private: Path) -> dict[str, str]:

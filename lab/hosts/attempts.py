@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -161,9 +161,45 @@ class Campaign:
         return outcome != Outcome.DENIED_LOCALLY
 
 
-def probe_command(timeout_s: float) -> Command:
+@dataclass(frozen=True, slots=True)
+class Real:
+    """What real programs serve: `ports` as (address, protocol, port), and every host's `addresses` by family.
+
+    There, an attempt is OPEN when it connects (any reply, for a datagram), and its arrival is proved by the capture of
+    the handshake's answer on the host (capture.c); datagrams have no such proof.
+    """
+
+    ports: frozenset[tuple[str, str, int]] = frozenset()
+    addresses: Mapping[tuple[str, Family], str] = field(default_factory=dict)
+
+    def serves(self, attempt: Attempt) -> bool:
+        return (attempt.address, attempt.proto, attempt.port) in self.ports
+
+    def host_of(self) -> dict[str, str]:
+        return {address: host for (host, _family), address in self.addresses.items()}
+
+    def settle(self, campaign: Campaign, captured: Mapping[tuple[str, int, str, int], int]) -> None:
+        """Enter arrivals from what was captured: (local address, port, peer's address, port) → nanoseconds."""
+        for index, attempt in enumerate(campaign.attempts):
+            result = campaign.results[index]
+            if self.serves(attempt) and result is not None and not isinstance(result, int):
+                peer = self.addresses[attempt.actor.host, attempt.family]
+                at = captured.get((attempt.address, attempt.port, peer, int(result[4])), 0)
+                if at >= int(result[5]):  # else it is of an earlier connection from the same port
+                    campaign.arrivals[index] = at
+
+
+NOTHING_REAL = Real()
+
+
+def probe_command(timeout_s: float, real: Real = NOTHING_REAL) -> Command:
     limit = _milliseconds(timeout_s)
-    return lambda token, a: f"0\tprobe\t{token}\t{a.proto}\t{a.family}\t{a.address}\t{a.port}\t{limit}\n"
+
+    def command(token: int, a: Attempt) -> str:
+        verb = "reach" if real.ports and real.serves(a) else "probe"
+        return f"0\t{verb}\t{token}\t{a.proto}\t{a.family}\t{a.address}\t{a.port}\t{limit}\n"
+
+    return command
 
 
 def exploit_command(timeout_s: float, nonces: Iterable[int]) -> Command:

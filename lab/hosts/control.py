@@ -19,6 +19,7 @@ from types import TracebackType
 import numpy as np
 
 from lab.hosts.attempts import (
+    NOTHING_REAL,
     Actor,
     Attempt,
     Attempted,
@@ -27,6 +28,7 @@ from lab.hosts.attempts import (
     Exploited,
     LoopResult,
     Pace,
+    Real,
     exploit_command,
     probe_command,
 )
@@ -86,6 +88,8 @@ class Fleet:
         self._host_of: dict[str, str] = {}  # learnt from arrivals
         self._ids = itertools.count(1)
         self._next_token = 1
+        self._real = NOTHING_REAL
+        self._captured: dict[tuple[str, int, str, int], int] = {}  # what real programs answered: see Real.settle
         self._closing = False
         self._path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -174,6 +178,12 @@ class Fleet:
                 self._waiting.pop(number, None)
         return answers
 
+    def know_real(self, real: Real) -> None:
+        """From now on, attempts at these ports are judged and proved as `Real` says."""
+        with self._lock:
+            self._real = real
+            self._host_of |= real.host_of()
+
     # --- attempts ---
 
     def probe(self, attempts: Sequence[Attempt], timeout_s: float, window: int = WINDOW) -> list[Attempted]:
@@ -182,7 +192,7 @@ class Fleet:
         Returns when all have ended and every arrival that came of them is in. An attempt of a service that is not
         there or dies is BROKEN with ESRCH; one that a stuck service never ends is BROKEN with ETIME.
         """
-        campaign = self._carry_out(attempts, probe_command(timeout_s), timeout_s, window)
+        campaign = self._carry_out(attempts, probe_command(timeout_s, self._real), timeout_s, window)
         return [campaign.attempted(index) for index in range(len(attempts))]
 
     def exploit(self, actor: Actor, family: Family, address: str, port: int, nonce: int,
@@ -222,6 +232,8 @@ class Fleet:
                 return campaign
             self._next_token += len(attempts)
             self._campaigns.append(campaign)
+            if len(self._campaigns) == 1:
+                self._captured.clear()
             campaign.pace = Pace(window, timeout_s)
             self._feed(campaign)
         try:
@@ -236,7 +248,8 @@ class Fleet:
 
     def _settle(self, campaign: Campaign) -> None:
         """Have the services at the doubtful targets say that all that came to them has been reported."""
-        addresses = {a.address for i, a in enumerate(campaign.attempts) if campaign.doubtful(i)}
+        addresses = {a.address for i, a in enumerate(campaign.attempts)
+                     if campaign.doubtful(i) or (self._real.ports and self._real.serves(a))}
         if not addresses:
             return
         with self._lock:
@@ -244,6 +257,8 @@ class Fleet:
             actors = [actor for actor in self._actors if None in hosts or actor.host in hosts]
         with contextlib.suppress(ServiceError):  # one that has gone since cannot add anything
             self._ask(dict.fromkeys(actors, ("sync",)), time.monotonic() + 2.0)
+        with self._lock:
+            self._real.settle(campaign, self._captured)
 
     def _feed(self, campaign: Campaign) -> None:
         """Send attempts until the window is full, each service's in one piece."""
@@ -328,6 +343,8 @@ class Fleet:
                     campaign.end(token - campaign.first, f)
         elif kind == "a":
             self._arrived(service, int(f[6]), int(f[7]))
+        elif kind == "s":
+            self._captured[f[3], int(f[4]), f[5], int(f[6])] = int(f[7])
         elif kind == "=":
             waiting = self._waiting.get(int(f[1]))
             if waiting:

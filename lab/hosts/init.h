@@ -35,6 +35,7 @@ int contain_main(int argc, char **argv);
 
 /* place.c: `labhost place`, a file where a container's image has no tool to write one. */
 int place_main(int argc, char **argv);
+int exe_main(int argc, char **argv);
 
 /* herd.c: `labhost hosts`, all hosts of a lab at once. */
 int hosts_main(int argc, char **argv);

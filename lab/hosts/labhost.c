@@ -1,5 +1,6 @@
 /* labhost: what runs on a host of the lab. `hosts` makes all hosts of a lab, `init` a single one, `contain` is the first
- * process of a container, `place` writes a file, `serve` is a built-in service. */
+ * process of a container, `place` writes a file there, `exe` tells what a process executes, `serve` is a built-in
+ * service. */
 #include <stdio.h>
 #include <string.h>
 
@@ -16,12 +17,15 @@ int main(int argc, char **argv)
         return contain_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "place"))
         return place_main(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "exe"))
+        return exe_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "serve"))
         return serve_main(argc - 1, argv + 1);
     fputs("labhost: init --socket PATH [--hostname NAME]\n"
           "labhost: hosts <PLAN\n"
           "labhost: contain --socket PATH --lifeline PATH --name NAME --plan FILE --keep CAPABILITIES\n"
           "labhost: place PATH [SOURCE]\n"
+          "labhost: exe PID\n"
           "labhost: serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]\n",
           stderr);
     return 2;

@@ -52,3 +52,18 @@ int place_main(int argc, char **argv)
         die("%s: %s", argv[1], strerror(errno));
     return 0;
 }
+
+/* `labhost exe PID`: the path of what the process executes. */
+int exe_main(int argc, char **argv)
+{
+    char link[64], path[4096];
+    long pid;
+    if (argc != 2 || !parse_long(argv[1], 1, 1L << 30, &pid))
+        die("exe PID");
+    snprintf(link, sizeof link, "/proc/%ld/exe", pid);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0)
+        die("%s: %s", link, strerror(errno));
+    path[n] = '\0';
+    return puts(path) < 0;
+}

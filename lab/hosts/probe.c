@@ -19,6 +19,7 @@ struct probe {
     uint32_t bytes;
     uint16_t sport;
     uint8_t proto, got;
+    bool reach; /* the other end is no service of ours: it need not answer as one */
     uint8_t record[RECORD];
     uint8_t answer[RECORD];
     uint8_t *loot; /* not NULL: an exploit, and what it brought back */
@@ -74,6 +75,10 @@ static void out_of_time(struct timer *t)
 static void tcp_connected(struct probe *p)
 {
     p->connect_ns = now_ns();
+    if (p->reach) {
+        finish(p, OPEN, 0);
+        return;
+    }
     ssize_t n = send(p->w.fd, p->record, RECORD, MSG_NOSIGNAL);
     if (n != RECORD) /* a fresh connection has room for it */
         finish(p, BROKEN, n < 0 ? errno : 0);
@@ -202,8 +207,8 @@ static void datagram_ready(struct watch *w, uint32_t events)
             break;
         if (n < 0 && errno != EINTR && !is_advice(errno))
             error = errno;
-        if ((size_t)n == skip + RECORD && !memcmp(packet + skip, p->record, RECORD)) {
-            p->bytes += RECORD;
+        if (n > 0 && (p->reach || ((size_t)n == skip + RECORD && !memcmp(packet + skip, p->record, RECORD)))) {
+            p->bytes += (uint32_t)((size_t)n - (p->reach ? 0 : skip));
             finish(p, OPEN, 0);
             return;
         }
@@ -245,7 +250,7 @@ static void start(struct probe *p, int family, const char *address, int port, lo
         finish(p, BROKEN, error);
 }
 
-bool probe_start(char **f, int n)
+bool probe_start(char **f, int n, bool reach)
 {
     static const char *const names[] = {"tcp", "udp", "icmp"};
     long family, port, timeout_ms;
@@ -261,6 +266,7 @@ bool probe_start(char **f, int n)
     struct probe *p = need_zero(sizeof *p);
     p->token = token;
     p->proto = (uint8_t)proto;
+    p->reach = reach && proto != ICMP;
     record_make(p->record, PROBE_MAGIC, token, 0);
     start(p, (int)family, f[3], (int)port, timeout_ms);
     return true;

@@ -34,11 +34,25 @@ def listeners(topology: Topology) -> dict[Actor, dict[str, tuple[int, ...]]]:
     found: dict[Actor, dict[str, list[int]]] = {}
     for host, offers in offered(topology).items():
         for process, proto, port in offers:
-            if proto == "icmp":
+            if proto == "icmp" or serves_itself(topology, process, proto, port):
                 continue
             user = NOBODY if process == STRANGER else topology.processes[process].user
             found.setdefault(Actor(host, process, user), {}).setdefault(proto, []).append(port)
     return {actor: {proto: tuple(ports) for proto, ports in by.items()} for actor, by in found.items()}
+
+
+def serves_itself(topology: Topology, process: str, proto: str, port: int) -> bool:
+    """Whether a real program listens there, and no built-in service may."""
+    declared = topology.processes.get(process)
+    return declared is not None and declared.real and any(
+        s.proto == proto and s.low <= port <= s.high for s in declared.listens)
+
+
+def real_ports(topology: Topology) -> dict[str, tuple[tuple[str, int], ...]]:
+    """By host, (protocol, port) that real programs serve there."""
+    found = {host: tuple((o.proto, o.port) for o in offers if serves_itself(topology, o.process, o.proto, o.port))
+             for host, offers in offered(topology).items()}
+    return {host: ports for host, ports in found.items() if ports}
 
 
 def calls(topology: Topology) -> dict[Actor, tuple[tuple[str, int], ...]]:

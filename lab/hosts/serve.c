@@ -17,7 +17,7 @@
 
 #include "http.h"
 
-enum { MAX_FIELDS = 8, OUT_LIMIT = 64 << 20, SYNC_PASSES = 2, FILES = 65536, MOST_WAIT_NS = 1000000000 };
+enum { MAX_FIELDS = 8, MOST_CAPTURED = 256, OUT_LIMIT = 64 << 20, SYNC_PASSES = 2, FILES = 65536, MOST_WAIT_NS = 1000000000 };
 
 struct identity me;
 
@@ -155,6 +155,24 @@ static void do_wait(const char *id, char **args, int n)
         say_answer("=\t%s\terr\twait\n", id);
 }
 
+static void do_capture(const char *id, char **args, int n)
+{
+    char *texts[MOST_CAPTURED];
+    int ports[MOST_CAPTURED], count = n == 1 ? split(args[0], ',', texts, MOST_CAPTURED) : 0, error = count ? 0 : EINVAL;
+    for (int i = 0; i < count; i++) {
+        long port = 0;
+        if (!parse_long(texts[i], 1, 65535, &port))
+            error = EINVAL;
+        ports[i] = (int)port;
+    }
+    if (!error)
+        error = capture(ports, count);
+    if (error)
+        say_answer("=\t%s\terr\tcapture: %s\n", id, strerror(error));
+    else
+        say_answer("=\t%s\tok\n", id);
+}
+
 static void do_cpu(const char *id)
 {
     struct timespec t;
@@ -199,7 +217,11 @@ static void obey(char *line)
     char **args = f + 2;
     bool understood = true;
     if (!strcmp(verb, "probe"))
-        understood = probe_start(args, n);
+        understood = probe_start(args, n, false);
+    else if (!strcmp(verb, "reach"))
+        understood = probe_start(args, n, true);
+    else if (!strcmp(verb, "capture"))
+        do_capture(id, args, n);
     else if (!strcmp(verb, "exploit"))
         understood = exploit_start(args, n);
     else if (!strcmp(verb, "listen"))

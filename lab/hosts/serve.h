@@ -6,6 +6,7 @@
  * The controller sends `ID VERB ARGS...`; the answer is `= ID ok ...` or `= ID err ...`.
  *     listen tcp|udp PORT[,PORT...]      ok N, or err PORT ERRNO (ports before PORT stay open); both families
  *     unlisten tcp|udp PORT[,PORT...]    ok N (sockets closed)
+ *     capture PORT[,PORT...]             tell of every handshake that these ports answer; ok, or err ERRNO. As root
  *     calls FAM,ADDR,PORT[;FAM,ADDR,PORT...]   whom to ask, in turn, before answering an HTTP request; none if empty
  *     pin CPU                            stay on one processor; -1: all again
  *     wait NS                            be so long, busily, at every plain echo over TCP before it is sent; 0: at none
@@ -16,11 +17,13 @@
  *     quit
  * and, answered by an event instead:
  *     probe TOKEN tcp|udp|icmp FAM ADDR PORT TIMEOUT_MS
+ *     reach (as probe)                   a program that is no service of ours: connected, or any reply, is OPEN
  *     exploit TOKEN FAM ADDR PORT TIMEOUT_MS NONCE
  * Events:
  *     p TOKEN OUTCOME ERRNO SPORT START CONNECT END BYTES           an attempt ended
  *     x (as p, then) HOST PROCESS USER                              an exploit ended; empty if it took nothing
  *     a PROTO FAM PEER PEERPORT LOCALPORT TOKEN TIME                an attempt arrived here
+ *     s tcp FAM LOCAL LOCALPORT PEER PEERPORT TIME    a captured port answered a handshake
  *     c OUTCOME ERRNO FAM LADDR SPORT DADDR DPORT START CONNECT END BYTES    a downstream call ended
  *     h FAM PEER PEERPORT LOCALPORT OPENED CLOSED REQUESTS BYTES_IN BYTES_OUT   an HTTP connection closed
  *     e WHAT ERRNO                       a connection could not be taken (out of descriptors or memory)
@@ -80,9 +83,10 @@ int udp_listen(int family, int port);
 int udp_unlisten(int port);
 void observe_icmp(void);       /* opens the raw sockets, as root */
 void observe_icmp_start(void); /* watches them */
+int capture(const int *ports, int n); /* capture.c; errno or 0 */
 
 /* probe.c, loops.c: the asking side. `fields` are a line's arguments; false: they are not understood. */
-bool probe_start(char **fields, int n);
+bool probe_start(char **fields, int n, bool reach);
 bool exploit_start(char **fields, int n);
 /* `kind`: the first letter of the verb. */
 bool loop_measure(const char *id, char kind, char **fields, int n);

@@ -109,22 +109,23 @@ def test_killed_it_leaves_nothing_and_takes_nothing_of_others(engine: str, own_o
     assert everything(engine) == before
 
 
-def test_what_a_dead_run_left_goes_by_its_id_alone(engine: str, own_objects: dict[str, str]) -> None:
-    """Without its reaper, as after a power cut: only the registry knows, and `labctl clean` asks the engine."""
+def test_what_a_dead_run_left_goes_by_its_id_alone(engine: str, own_objects: dict[str, str], tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its reaper, as after a power cut: only the registry knows, and the next sweep asks the engine."""
     import docker
 
+    monkeypatch.setattr(runs, "registry", lambda: tmp_path / "registry")  # in the real one others may sweep
     before = everything(engine)
     client = docker.DockerClient(base_url=f"unix://{engine}")
     for run_id in ("labctl-dead0001", "labctl-dead0002"):  # the second is nobody's: no directory speaks of it
         labels = {docker_left.LABEL: run_id}
         client.networks.create(run_id, labels=labels)
         client.containers.create("mine:1", ["/usr/bin/true"], name=run_id, network=run_id, labels=labels)
-    directory = runs.registry() / "labctl-dead0001"
+    directory = tmp_path / "registry" / "labctl-dead0001"
     directory.mkdir(parents=True)
     (directory / docker_left.MARK).write_text(engine)
-    shown = labctl("clean", "--dry-run").stdout
-    assert "would remove container labctl-dead0001" in shown and "would remove network labctl-dead0001" in shown
-    assert labctl("clean").returncode == 0
+    shown = ["container labctl-dead0001", "network labctl-dead0001", f"directory {directory}"]
+    assert runs.leftovers(None) == shown and runs.sweep(None) == shown
     assert not directory.exists()
     assert {c.name for c in client.containers.list(all=True)} == {"mine", "labctl-dead0002"}
     docker_left.remove(engine, "labctl-dead0002")

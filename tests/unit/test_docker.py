@@ -13,6 +13,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,7 @@ from bench import registry, testbeds
 from lab import runs
 from lab.backends import docker_engine, docker_left, docker_specs
 from lab.backends.docker_specs import SERVE, START, capabilities, containers, networks
+from lab.model import Feature
 from lab.scenario import load
 from tests.e2e.isolated import ROOT
 
@@ -49,6 +51,14 @@ def test_an_arm_s_capabilities_are_granted_where_it_enforces_and_nowhere_else() 
     without = {TOPOLOGY.router, "cam"}  # the camera takes no agent
     assert {name for name, keep in agent.items() if keep == SERVE} == without
     assert agent["db"] == SERVE | {"NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}
+
+
+def test_an_arm_that_containers_cannot_carry_is_unsupported_with_the_reason_and_demands_nothing() -> None:
+    needs = (Feature("nftables", "rules"), Feature("cgroup-bpf", "verdicts on sockets"))
+    assert docker_specs.missing(needs[:1]) is None and testbeds.missing("docker", ()) is None
+    said = "cgroup-bpf: a container of a lab is not given it (verdicts on sockets); use --backend mininet"
+    assert docker_specs.missing(needs) == said
+    assert testbeds.demands(SCENARIO, [SimpleNamespace(needs=lambda: needs)]) == {}  # type: ignore[list-item]
 
 
 def test_a_feature_that_nobody_knows_grants_nothing() -> None:
