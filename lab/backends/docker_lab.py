@@ -54,7 +54,7 @@ class DockerTestbed(ServedTestbed):
         (ENTRY_DIR / docker_left.MARK).write_text(engine.path)  # before anything is made: by this it is found again
         self._own.mkdir(mode=0o700)
         self._make_cgroups()
-        self.services = Fleet(ENTRY_DIR / "control.sock")
+        self.services = Fleet(ENTRY_DIR / "fleet.sock")  # control.sock is that of a standing lab
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(ENTRY_DIR / "alive.sock"))
         self._listener.listen(4096)
@@ -91,8 +91,8 @@ class DockerTestbed(ServedTestbed):
         return Path(docker_specs.CGROUP, f"{host}.d" if daemon else host) if self.cgroup else None
 
     def pid(self, host: str) -> int:
-        """The host's first process, as the engine sees it."""
-        return int(self._client.api.inspect_container(f"{self._run_id}-{host}")["State"]["Pid"])
+        """0: the host's first process is in namespaces of the engine's; it is spoken to over its socket."""
+        return 0
 
     def close(self) -> None:
         """End services, then containers; returns when the engine has removed all that is the run's."""
@@ -193,7 +193,7 @@ class DockerTestbed(ServedTestbed):
         if not spec.image:
             shared |= {"/usr": "/usr", "/etc/alternatives": "/etc/alternatives", sysconfig.get_path("purelib"): _SITE}
         own = {self._outside / "hosts" / spec.host: docker_specs.OWN,
-               self._outside / "control.sock": docker_specs.CONTROL,
+               self._outside / "fleet.sock": docker_specs.CONTROL,
                self._outside / "alive.sock": docker_specs.LIFELINE}
         if self.cgroup:
             own[self.cgroup] = docker_specs.CGROUP

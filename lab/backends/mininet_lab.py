@@ -35,6 +35,8 @@ class MininetTestbed(ServedTestbed):
         self._sockets.mkdir(mode=0o700, exist_ok=True)
         self._make_cgroups()
         self.switch = Switch(self.cgroup / switch_side.CGROUP if self.cgroup else None)
+        if self.switch.cgroup:
+            self.switch.cgroup.mkdir()
         self.net = mininet_net.make_net(topology, labhost, self._sockets)
         self.switch.seclude()
         self._pids = {node.name: int(node.pid) for node in self.net.hosts}

@@ -141,3 +141,19 @@ def test_no_engine_is_one_line_and_status_3(tmp_path: Path, monkeypatch: pytest.
             assert done.returncode == 3 and not done.stdout
             assert done.stderr.startswith("labctl: docker: ") and done.stderr.count("\n") == 1
     assert not os.listdir(tmp_path)
+
+
+def test_a_lab_left_standing_on_containers_can_be_looked_into(engine: str, own_objects: dict[str, str]) -> None:
+    before = everything(engine)
+    stood = labctl("up", "three-tier", "--backend", "docker", "--arm", "chokepoint", "--json", timeout_s=120)
+    assert stood.returncode == 0, stood.stderr
+    lab = json.loads(stood.stdout)["id"]
+    try:
+        done = labctl("exec", "db", "--lab", lab, "--user", "store", "--", "id", "-u", timeout_s=60)
+        assert done.returncode == 0 and int(done.stdout) >= 20000, done.stderr
+        assert labctl("exec", "db", "--lab", lab, "--", "nosuch", timeout_s=60).returncode == 127
+        done = labctl("probe", "user-1/browser", "web-1", "80/tcp", "--lab", lab, "--expect", "allow", timeout_s=60)
+        assert done.returncode == 0, done.stderr
+    finally:
+        assert labctl("down", lab, timeout_s=60).returncode == 0
+    assert everything(engine) == before
