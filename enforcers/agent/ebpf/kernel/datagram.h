@@ -95,6 +95,19 @@ INLINE void count_datagram(struct datagram *flow, __u8 is_out, __u32 payload, __
     }
 }
 
+/* What a build without the guard answers, the compiler cannot know: the program keeps its shape, and fits the stack. */
+#define NEVER(host) ((host)->mode == 255)
+#ifdef WITHOUT_PORT_OWNER
+#define GUARDS_PORT_OWNER(host) NEVER(host)
+#else
+#define GUARDS_PORT_OWNER(host) 1
+#endif
+#ifdef WITHOUT_EPOCH
+#define GUARDS_EPOCH(host) NEVER(host)
+#else
+#define GUARDS_EPOCH(host) 1
+#endif
+
 /* One datagram of a socket whose owner is known, or is nobody's. */
 NOINLINE int datagram(struct __sk_buff *skb, const struct host_config *host, const struct owner *owner,
                       const struct packet *packet, __u8 is_out)
@@ -111,9 +124,8 @@ NOINLINE int datagram(struct __sk_buff *skb, const struct host_config *host, con
     }
     const union address *local = is_out ? &packet->from : &packet->to;
     int is_new = is_over(flow, now);
-#ifndef WITHOUT_PORT_OWNER
-    if (!is_new && !same_identity(&flow->owner, owner)) { /* the port's next user; or a server that gave up root */
-        is_new = 1;
+    if (!is_new && !same_identity(&flow->owner, owner) && GUARDS_PORT_OWNER(host)) {
+        is_new = 1; /* the port's next user; or a server that gave up root */
 #ifndef WITHOUT_USER_CHANGE
         if (flow->dir == DIR_IN) {
             flow->owner = *owner;
@@ -122,14 +134,10 @@ NOINLINE int datagram(struct __sk_buff *skb, const struct host_config *host, con
         }
 #endif
     }
-#endif
     if (is_new)
         begin(host, &key, flow, owner, local, is_out ? DIR_OUT : DIR_IN);
     int passes = flow->passes;
-#ifdef WITHOUT_EPOCH
-    epoch = is_new ? epoch : flow->epoch;
-#endif
-    if (is_new || flow->epoch != epoch) {
+    if (is_new || (flow->epoch != epoch && GUARDS_EPOCH(host))) {
         struct question asked = {.remote = key.remote, .proto = key.proto, .dir = flow->dir,
                                  .port = flow->dir == DIR_OUT ? key.remote_port : key.local_port,
                                  .owner = owner_class(host, owner->exe_id, owner->uid)};
