@@ -216,6 +216,11 @@ class TopologyDoc(Doc):
 
 
 class ProcessDoc(Doc):
+    # Where labctl puts its own service: without a command the path is narrower, which an editor should say too.
+    model_config = ConfigDict(json_schema_extra={
+        "if": {"properties": {"command": {"type": "null"}}},
+        "then": {"properties": {"exe": {"pattern": f"^({OWN_EXE})$"}}}})
+
     command: list[str] | None = Field(
         None,
         title="a real program that serves its ports, in place of labctl's own; []: what the host's image starts",

@@ -96,7 +96,8 @@ def test_arms_lists_it_with_what_it_claims(site: Path) -> None:
     assert mine["runs_here"] and [need["feature"] for need in mine["needs"]] == ["nftables"]
     assert mine["coverage"] == {
         "same host": "no", "same segment": "yes", "across segments": "yes", "to unmanaged": "no",
-        "from unmanaged": "yes", "between unmanaged": "no", "icmp": "yes", "ipv6": "yes", "process": "no", "user": "no"}
+        "from unmanaged": "yes", "between unmanaged": "no", "icmp": "yes", "ipv6": "yes", "spoofed source": "no",
+        "process": "no", "user": "no"}
     assert set(arms["liar"]["coverage"].values()) == {"yes", "no"} and arms["liar"]["coverage"]["same host"] == "yes"
     assert "ModuleNotFoundError: No module named 'not_there'" in arms["broken"]["broken"]
 
