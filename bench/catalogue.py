@@ -8,7 +8,9 @@ from typing import Literal
 from bench import registry
 from bench.contract import EnforcerError, Guarded
 from bench.installed import PLACES, Answer, Entry, Installed
+from lab.bpf.build import BpfBuildError
 from lab.model import (
+    Deployment,
     Family,
     Flow,
     Host,
@@ -75,11 +77,21 @@ def _entry(arm: Installed) -> Entry:
         enforcer = registry.load(arm.name)
         needs = enforcer.needs()
         native = enforcer.compile(POLICY, TOPOLOGY)
-        deployment = enforcer.render(native, TOPOLOGY)
+        deployment = _rendered(enforcer, native)
         enforcer.sightings(next(iter(deployment), Point("router", TOPOLOGY.router)), [])
         return Entry(arm, enforcer.description, needs, coverage(enforcer, native))
     except EnforcerError as err:
         return Entry(arm, broken=str(err))
+
+
+def _rendered(enforcer: Guarded, native: Native) -> Deployment:
+    """What it places; nothing where its program cannot be compiled: what it needs says so, and it is not broken."""
+    try:
+        return enforcer.render(native, TOPOLOGY)
+    except EnforcerError as err:
+        if isinstance(err.__cause__, BpfBuildError):
+            return {}
+        raise
 
 
 def coverage(enforcer: Guarded, native: Native) -> dict[str, Answer]:

@@ -54,15 +54,17 @@ def _widened(rule: Rule) -> Rule:
     services = rule.services
     if names_owner(rule.target):
         # The kernel answers an echo: a target that names a process never meant icmp, so that is not opened.
-        services = tuple(part for service in services for part in _without_icmp(service))
-    return replace(rule, source=_hosts_only(rule.source), target=_hosts_only(rule.target), services=services)
+        services = tuple(part for service in services for part in without_icmp(service))
+    return replace(rule, source=hosts_only(rule.source), target=hosts_only(rule.target), services=services)
 
 
-def _hosts_only(selector: Selector) -> Selector:
+def hosts_only(selector: Selector) -> Selector:
+    """The same hosts, whoever is on them."""
     return Selector({key: values for key, values in selector.keys.items() if key not in OWNER_KEYS})
 
 
-def _without_icmp(service: Service) -> Iterator[Service]:
+def without_icmp(service: Service) -> Iterator[Service]:
+    """What is left of a service that icmp is taken out of."""
     if service.proto == "any":
         for transport in TRANSPORTS:
             yield replace(service, proto=transport, low=0, high=PORT_MAX)

@@ -120,6 +120,12 @@ def _flowtable() -> Lack | None:
     return _nft("flow tables", table)
 
 
+def _netdev() -> Lack | None:
+    chain = "add chain netdev labctl_probe c { type filter hook ingress device lo priority 0; }"
+    return _tool(["nft", "-f", "-"], "nftables", "chains at an interface",
+                 f"add table netdev labctl_probe\n{chain}\ndelete table netdev labctl_probe\n")
+
+
 def _sock_diag() -> Lack | None:
     return _netlink(_NETLINK_SOCK_DIAG, 0, "socket diagnosis")
 
@@ -248,6 +254,23 @@ def _br_netfilter() -> Lack | None:
     return None if here else Lack("bridged packets cannot be shown to netfilter", _module("br_netfilter"))
 
 
+def _isolated_ports() -> Lack | None:
+    """Ports of a bridge that hear only those that are not isolated: tried on a bridge of our own."""
+    if _tool(["bridge", "-V"], "iproute2", "its version"):
+        return Lack("bridge is not installed", apt_line(["iproute2"]))
+    bridge, port = (f"labctl-{what}" for what in ("b", "p"))
+    try:
+        for argv in (["ip", "link", "add", bridge, "type", "bridge"],
+                     ["ip", "link", "add", port, "master", bridge, "type", "veth", "peer", "labctl-q"],
+                     ["bridge", "link", "set", "dev", port, "isolated", "on"]):
+            if problem := _tool(argv, "iproute2", "an isolated bridge port"):
+                return problem
+    finally:
+        for device in (port, bridge):
+            _tool(["ip", "link", "del", device], "iproute2", "an isolated bridge port")
+    return None
+
+
 def _docker() -> Lack | None:
     try:
         why = docker_engine.lack(docker_engine.socket_path())
@@ -303,8 +326,10 @@ CHECKS: Mapping[str, Check] = _named((
     Check("cgroup-bpf", "kernel programs on a host's sockets and packets", _cgroup_bpf),
     Check("tc-bpf", "kernel programs on a switch port (clsact)", _tc_bpf),
     Check("netem", "links with delay and loss", _netem),
+    Check("nft-netdev", "packet filters at an interface", _netdev),
     Check("nft-flowtable", "established traffic past the firewall", _flowtable),
     Check("br-netfilter", "firewall on a bridge, by netfilter", _br_netfilter),
+    Check("isolated-ports", "switch ports that may reach the router alone", _isolated_ports),
     Check("ovs-kernel", "Open vSwitch in the kernel", _ovs),
     Check("docker", "hosts that are containers", _docker, outside=True),
 ))

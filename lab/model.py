@@ -230,12 +230,17 @@ class Approximation:
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """A compiled policy: the enforcer's own rules per point (text), what they amount to, what they could not say."""
+    """A compiled policy: the enforcer's own rules per point (text), what they amount to, what they could not say.
+
+    `neighbours`: "permanent" as the lab has them, or "asked" where the network has to be able to answer for a host: the
+    lab then lets hosts forget those of their segment while the arm stands.
+    """
 
     rules: Mapping[Point, str]
     effective: Policy
     approximations: tuple[Approximation, ...]
     count: int  # native rules or set elements in all
+    neighbours: Literal["permanent", "asked"] = "permanent"
 
 
 @dataclass(frozen=True, slots=True)

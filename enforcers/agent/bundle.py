@@ -31,17 +31,17 @@ def agent_zipapp() -> bytes:
     return b"#!/usr/bin/python3 -IS\n" + buffer.getvalue()
 
 
-def agent_plan(mode: Literal["agent", "router"], rules: str, policy: bytes) -> PointPlan:
-    """What to place and run at one point: the agent in `mode` with this rule set and policy file."""
+def agent_plan(mode: Literal["agent", "router"], rules: str, policy: bytes, directory: str = AGENT_DIR) -> PointPlan:
+    """What to place and run at one point: the agent in `mode` with this rule set and policy file, in `directory`."""
 
     def command(name: str, *more: str) -> tuple[str, ...]:
-        return (*_PYTHON, f"{AGENT_DIR}/agent.pyz", name, "--dir", AGENT_DIR, *more)
+        return (*_PYTHON, f"{directory}/agent.pyz", name, "--dir", directory, *more)
 
     return PointPlan(
         files={
-            f"{AGENT_DIR}/agent.pyz": agent_zipapp(),
-            f"{AGENT_DIR}/policy.json": policy,
-            f"{AGENT_DIR}/rules.nft": rules.encode(),
+            f"{directory}/agent.pyz": agent_zipapp(),
+            f"{directory}/policy.json": policy,
+            f"{directory}/rules.nft": rules.encode(),
         },
         up=(command("start", "--mode", mode),),
         ready=command("ready"),

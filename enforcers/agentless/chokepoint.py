@@ -13,7 +13,7 @@ from enforcers.agent.bundle import agent_plan
 from enforcers.agent.records import sightings
 from enforcers.base import Resolver, effective
 from enforcers.nft import DROP, Hook, Lookup, Mode, Question, ruleset
-from lab.model import FAMILIES, Deployment, Feature, Flow, Native, Point, Policy, Sighting, Topology
+from lab.model import FAMILIES, Deployment, Feature, Flow, Host, Native, Point, Policy, Sighting, Topology
 
 
 class Chokepoint:
@@ -33,9 +33,9 @@ class Chokepoint:
         )
 
     def compile(self, policy: Policy, topology: Topology) -> Native:
-        """One rule set, keyed by source and target address, for every ordered pair in different segments."""
+        """One rule set, keyed by source and target address, for every ordered pair whose traffic comes by."""
         reduced, approximations = effective(policy)
-        lookup = _lookup(Resolver(reduced, topology), topology)
+        lookup = self._lookup(Resolver(reduced, topology), topology)
         original = Question(lookup, "{ip} saddr . {ip} daddr", "th dport")
         reply = Question(lookup, "{ip} daddr . {ip} saddr", "th sport")
         text = ruleset([lookup], [Hook("forward", "forward", original, reply, DROP)], self.mode)
@@ -43,26 +43,32 @@ class Chokepoint:
 
     def render(self, native: Native, topology: Topology) -> Deployment:
         """The same daemon as a host agent's, in router mode: nothing on any host."""
-        known = {"version": 1, "mode": self.mode, "hooks": ["forward"]}
-        nobody: dict[str, object] = {"addresses": [], "users": {}, "marks": []}  # no user's socket is on the router
-        policy = json.dumps(known | nobody, indent=1).encode() + b"\n"
-        return {Point("router", topology.router): agent_plan("router", rules, policy)
+        return {Point("router", topology.router): agent_plan("router", rules, forwarding(self.mode))
                 for rules in native.rules.values()}
 
     def covers(self, flow: Flow, topology: Topology) -> bool:
-        """The ends are in different segments, so the flow crosses the router."""
-        return topology.hosts[flow.source].segment != topology.hosts[flow.target].segment
+        """The flow crosses the router."""
+        return self._crosses(topology.hosts[flow.source], topology.hosts[flow.target])
 
     def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterable[Sighting]:
         return sightings(point, lines)
 
+    def _crosses(self, source: Host, target: Host) -> bool:
+        return source.segment != target.segment
 
-def _lookup(resolver: Resolver, topology: Topology) -> Lookup:
-    lookup = Lookup("pair", 2, resolver.policy.default == "allow")
-    for source in topology.hosts.values():
-        for target in topology.hosts.values():
-            if source.segment != target.segment:
-                for family in FAMILIES:
-                    pair = [source.address(family), target.address(family)]
-                    lookup.add(pair, resolver.services(source, target, family), family)
-    return lookup
+    def _lookup(self, resolver: Resolver, topology: Topology) -> Lookup:
+        lookup = Lookup("pair", 2, resolver.policy.default == "allow")
+        for source in topology.hosts.values():
+            for target in topology.hosts.values():
+                if self._crosses(source, target):
+                    for family in FAMILIES:
+                        pair = [source.address(family), target.address(family)]
+                        lookup.add(pair, resolver.services(source, target, family), family)
+        return lookup
+
+
+def forwarding(mode: Mode) -> bytes:
+    """The daemon's policy file where it looks after what is forwarded."""
+    known = {"version": 1, "mode": mode, "hooks": ["forward"]}
+    nobody: dict[str, object] = {"addresses": [], "users": {}, "marks": []}  # no user's socket is there
+    return json.dumps(known | nobody, indent=1).encode() + b"\n"

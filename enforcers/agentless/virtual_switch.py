@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from enforcers.agentless.ports import comes_by, guarded
 from enforcers.agentless.switch.bundle import port_plan
 from enforcers.agentless.switch.tables import Tables
 from enforcers.base import effective
@@ -41,7 +42,7 @@ class VirtualSwitch:
         reduced, approximations = effective(policy)
         tables = Tables(reduced, topology)
         rules: dict[Point, str] = {}
-        for host in _guarded(topology):
+        for host in guarded(topology):
             document: dict[str, Any] = {"version": 1, "port": _identity(host)}
             if not rules:
                 document["policy"] = _document(tables)
@@ -55,9 +56,7 @@ class VirtualSwitch:
 
     def covers(self, flow: Flow, topology: Topology) -> bool:
         """The flow leaves its host, and one of its ends is at a port of ours: hosts outside of the site are not."""
-        if flow.source == flow.target:
-            return False
-        return not (topology.hosts[flow.source].external and topology.hosts[flow.target].external)
+        return comes_by(flow, topology)
 
     def sightings(self, point: Point, lines: Iterable[bytes]) -> Iterator[Sighting]:
         """Every flow that a port told of. Raises ValueError naming the point where a line is not the switch's."""
@@ -69,10 +68,6 @@ class VirtualSwitch:
             except (ValueError, KeyError, TypeError, AttributeError) as err:
                 shown = line[:80].decode(errors="replace")
                 raise ValueError(f"{point.host}: not a telemetry line of the switch ({err!r}): {shown}") from err
-
-
-def _guarded(topology: Topology) -> Iterator[Host]:
-    return (host for host in topology.hosts.values() if not host.external)
 
 
 def _identity(host: Host) -> dict[str, object]:

@@ -11,13 +11,14 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lab.backends import neighbours
 from lab.backends.base import Completed, Installed
-from lab.model import Deployment, Native, Point, PointPlan
+from lab.model import Deployment, Host, Native, Point, PointPlan, Topology
 
 if TYPE_CHECKING:
     from lab.backends.served import ServedTestbed
@@ -39,14 +40,16 @@ class AnsibleEnforcement:
         self._testbed = testbed
         self.arm = arm
         self._deployment: Deployment = {}
+        self._asked = False
 
     def install(self, native: Native, deployment: Deployment) -> Installed:
         """Place files and run `up` at every point through ansible-runner; returns when every point says ready."""
-        self._deployment = deployment
+        self._deployment, self._asked = deployment, native.neighbours == "asked"
         if not deployment:
             return Installed(0.0, 0.0, 0)
         begin = time.monotonic()
         _play(self._testbed, deployment)
+        self._neighbours(neighbours.forgotten)
         self._await_ready()
         size = sum(len(content) for plan in deployment.values() for content in plan.files.values())
         return Installed(time.monotonic() - begin, size / len(deployment), len(deployment))
@@ -60,16 +63,31 @@ class AnsibleEnforcement:
             self._testbed.put_at(point, plan.files)
         begin = time.monotonic()
         self._each(lambda plan: plan.up)
+        self._neighbours(neighbours.forgotten)
         self._await_ready()
         return time.monotonic() - begin
 
     def down(self) -> None:
-        self._each(lambda plan: plan.down)
+        try:
+            self._each(lambda plan: plan.down)
+        finally:
+            self._neighbours(neighbours.known)
 
     def collect(self) -> Mapping[Point, list[bytes]]:
         """What each point's telemetry printed since the last call, as lines."""
         got = self._all(lambda plan: [plan.collect] if plan.collect else [])
         return {point: done.stdout.splitlines() for point, done in got.items()}
+
+    def _neighbours(self, lines: Callable[[Host, Topology], Iterator[str]]) -> None:
+        """What hosts know of each other, where the arm has a say in it. `-force`: what is done already is done."""
+        topology = self._testbed.topology
+        if self._asked:
+            with ThreadPoolExecutor(_FORKS) as pool:
+                for _ in pool.map(lambda host: self._testbed.run(
+                        host.name, ["ip", "-force", "-batch", "-"],
+                        input="".join(f"{line}\n" for line in lines(host, topology)).encode()),
+                        topology.hosts.values()):
+                    pass
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
