@@ -190,7 +190,10 @@ def pick_flow(flows: Sequence[Flow], allowed: Callable[[Flow], bool], topology: 
     """The flow that costs are taken along: declared processes, TCP, IPv4, allowed, and across segments if any is."""
     fit = [f for f in flows
            if f.proto == "tcp" and f.family == 4 and f.source != f.target and f.process in topology.processes
-           and f.target_process in topology.processes and _listens(f, topology) and allowed(f)]
+           and f.user == topology.processes[f.process].user and f.target_process in topology.processes
+           and _listens(f, topology) and allowed(f)]
+    # What measures bulk takes the place of both ends' executables: not of one that is known by its content.
+    fit = [f for f in fit if not any(topology.processes[name].sha256 for name in (f.process, f.target_process))] or fit
     across = [f for f in fit if topology.hosts[f.source].segment != topology.hosts[f.target].segment]
     return min(across or fit, default=None)
 

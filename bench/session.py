@@ -99,6 +99,7 @@ def _measured(scenario: Scenario, options: Options, ground: Ground, me: RunIdent
 def _inside(scenario: Scenario, options: Options, ground: Ground, me: RunIdentity, finish: Finish) -> int:
     if not me.several_users:
         scenario = replace(scenario, topology=one_user(scenario.topology))
+    scenario = testbeds.with_contents(scenario, ground.labhost)
     names = options.arms or tuple(dict.fromkeys(("none", *scenario.arms)))
     with ResultStore.create(options.results, scenario.name) as store, Progress() as say:
         collected = Collected(scenario, options, select(scenario), {name: registry.load(name) for name in names})

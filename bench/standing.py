@@ -153,6 +153,7 @@ def serve(scenario: Scenario, arm: str, me: RunIdentity, tell: Reply, engine: En
     """Stand the lab up, say so by `tell`, and answer until `down` or a signal. Exit status as of `labctl up`."""
     if not me.several_users:
         scenario = replace(scenario, topology=one_user(scenario.topology))
+    scenario = testbeds.with_contents(scenario, build())
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(ENTRY_DIR / "control.sock"))
         (ENTRY_DIR / "control.sock").chmod(0o600)

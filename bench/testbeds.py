@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lab import features
 from lab.backends import docker_engine, docker_specs, mininet_lab
 from lab.backends.docker_engine import Engine
 from lab.backends.served import ServedTestbed
+from lab.hosts import contents
 from lab.hosts.attempts import Actor
 from lab.hosts.build import build
 from lab.isolation import RunIdentity
-from lab.model import Backend, Enforcer, Feature, Scenario
+from lab.model import ORIGINAL, REWRITTEN, Backend, Enforcer, Feature, Scenario
 
 
 def prepare(backend: Backend) -> Engine | None:
@@ -25,6 +27,14 @@ def prepare(backend: Backend) -> Engine | None:
         return None
     build(static=True)
     return docker_engine.reach()
+
+
+def with_contents(scenario: Scenario, labhost: Path) -> Scenario:
+    """The scenario with the digests of the built-in contents that it tells apart, as this backend places them."""
+    if not any(process.sha256 in (ORIGINAL, REWRITTEN) for process in scenario.topology.processes.values()):
+        return scenario
+    service = labhost if scenario.backend == "mininet" else build(static=True)
+    return replace(scenario, topology=contents.resolved(scenario.topology, service))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 Family = Literal[4, 6]
 Proto = Literal["tcp", "udp", "icmp"]
 FAMILIES: tuple[Family, ...] = (4, 6)
+ORIGINAL, REWRITTEN = "(original)", "(rewritten)"  # contents of built-in executables, until they are known
 STRANGER = "(stranger)"  # the process name of an executable that the scenario does not declare
 
 
@@ -33,7 +34,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One declared process. `path` is its identity; `uid` is the number that `user` stands for inside the lab."""
+    """One declared process. `path` is its identity; `uid` is the number that `user` stands for inside the lab.
+
+    `sha256`: the content that it has, and that a selector which names it asks for (ORIGINAL or REWRITTEN: labctl's own,
+    whose digest is known once it is compiled); None: any.
+    """
 
     name: str
     path: str
@@ -45,6 +50,8 @@ class Process:
     sha256: str | None = None
     command: tuple[str, ...] | None = None  # a real program serves what it listens on; (): as its image says
     environment: Mapping[str, str] = field(default_factory=dict)
+    interpreter: str | None = None  # the name of what runs `path`, a script
+    poses_as: str | None = None  # what it calls itself in lists of processes, which is not its identity
 
     @property
     def real(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 from lab import addresses
-from lab.model import Host, Process, Service, Topology
+from lab.model import ORIGINAL, REWRITTEN, Host, Process, Service, Topology
 from lab.policy import NOBODY, NOBODY_UID, WRONG_PORTS
 from lab.problems import Place, Report, shown, suggest
 from lab.schema import Document, HostDoc, ProcessDoc
@@ -135,9 +135,26 @@ def _process(name: str, doc: ProcessDoc, users: Mapping[str, int], report: Repor
         report.add((*place, "vulnerable"), "a real program has no weakness that labctl knows; leave it out")
     if doc.command is None and doc.environment:
         report.add((*place, "environment"), "only a command has an environment; write a command too, or leave it out")
+    for key, remedy in _contradictions(doc):
+        report.add((*place, key), remedy)
     command = None if doc.command is None else tuple(doc.command)
-    return Process(name, doc.exe, doc.user, users[doc.user], listens, calls, doc.vulnerable, doc.sha256, command,
-                   dict(doc.environment))
+    content = {"any": doc.sha256, "original": ORIGINAL, "rewritten": REWRITTEN}[doc.content]
+    return Process(name, doc.exe, doc.user, users[doc.user], listens, calls, doc.vulnerable, content, command,
+                   dict(doc.environment), doc.interpreter, doc.poses_as)
+
+
+def _contradictions(doc: ProcessDoc) -> Iterator[tuple[str, str]]:
+    """Keys that others rule out, each with the remedy."""
+    for key, given in (("interpreter", doc.interpreter), ("poses_as", doc.poses_as)):
+        if given is not None and doc.command is not None:
+            yield key, "a command says itself what runs; leave one of the two out"
+    if doc.content != "any" and doc.command is not None:
+        yield "content", "only labctl's own service can be told so; give the command's executable a sha256"
+    elif doc.content != "any" and doc.sha256 is not None:
+        yield "content", "sha256 says it already; leave one of the two out"
+    elif doc.interpreter is not None and (doc.content != "any" or doc.sha256 is not None):
+        yield ("content" if doc.content != "any" else "sha256",
+               "a script is known by its path alone, since its interpreter reads it when it likes; leave it out")
 
 
 def _listens(texts: Iterable[str], place: Place, report: Report) -> Iterator[Service]:
@@ -231,6 +248,9 @@ def _runs(name: str, doc: HostDoc, shaped: Shaped, processes: Mapping[str, Proce
         if processes[process].command == () and doc.image is None:
             report.add((*place, index), f"'{process}' is what its image starts, and '{name}' has no image; write one")
     for one, other in combinations(found, 2):
+        first, second = processes[one], processes[other]
+        if first.path == second.path and (first.sha256, first.interpreter) != (second.sha256, second.interpreter):
+            report.add(place, f"'{one}' and '{other}' have one path but are different files; run them apart")
         both = _both(processes[one], processes[other])
         if both is not None:
             report.add(place, f"'{one}' and '{other}' both listen on {both}; give one of them another port or host")

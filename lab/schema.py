@@ -250,6 +250,19 @@ class ProcessDoc(Doc):
     sha256: Sha256 | None = Field(
         None, title="the content that the executable must have to be this process", description="64 hexadecimal digits"
     )
+    interpreter: Literal["python3", "bash"] | None = Field(
+        None, title="what runs it, if it is a script: the script is its identity", description="python3 or bash"
+    )
+    content: Literal["any", "original", "rewritten"] = Field(
+        "any",
+        title="original: only labctl's own service at its path is this process; rewritten: there, but tampered with",
+        description="any, original or rewritten",
+    )
+    poses_as: Exe | None = Field(
+        None,
+        title="what it calls itself in lists of processes, which is not its identity",
+        description="a path, such as /opt/shop/api",
+    )
 
 
 class RuleBody(Doc):

@@ -43,7 +43,7 @@ class DockerTestbed(ServedTestbed):
                  demands: Mapping[str, Collection[str]]) -> None:
         self.topology, self.cgroup = topology, me.cgroup
         self._engine, self._run_id = engine, me.run_id
-        self._control = docker_specs.CONTROL
+        self._control, self._labhost = docker_specs.CONTROL, build(static=True)
         self._client = engine.client()
         self._outside = runs.registry() / me.run_id  # ENTRY_DIR, as the engine sees it
         self._own = ENTRY_DIR / "hosts"

@@ -29,7 +29,7 @@ class MininetTestbed(ServedTestbed):
     def __init__(self, topology: Topology, labhost: Path, cgroup: Path | None, actors: Collection[Actor]) -> None:
         self.topology = topology
         self.cgroup = cgroup
-        self._binary = labhost.read_bytes()
+        self._labhost, self._binary = labhost, labhost.read_bytes()
         self._control = str(RUN_DIR / "control.sock")
         self._sockets = RUN_DIR / "hosts"
         self._sockets.mkdir(mode=0o700, exist_ok=True)

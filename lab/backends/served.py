@@ -11,8 +11,9 @@ from typing import IO
 
 from lab.backends.base import Completed, Usage
 from lab.deploy.enforcement import AnsibleEnforcement
-from lab.hosts import init_client, roles
+from lab.hosts import contents, init_client, roles, scripts
 from lab.hosts.attempts import Actor, Attempt
+from lab.hosts.build import build
 from lab.hosts.control import Fleet
 from lab.model import FAMILIES, STRANGER, Family, Flow, Point, Topology
 
@@ -34,6 +35,7 @@ class ServedTestbed:
     services: Fleet
     cgroup: Path | None  # of the run, as labctl sees it
     _control: str  # the fleet's socket, as a host sees it
+    _labhost: Path  # the service, compiled for this backend
 
     # --- the five verbs ---
 
@@ -136,13 +138,23 @@ class ServedTestbed:
 
         def commands() -> Iterator[tuple[Path, list[str], Path | None]]:
             for actor in actors:
-                argv = self._serve(actor)
-                if (actor.host, argv[0]) not in placed:
-                    placed.add((actor.host, argv[0]))
-                    self._place_service(actor.host, argv[0])
+                argv, path = self._serve(actor), roles.path_of(self.topology, actor.process)
+                if (actor.host, path) not in placed:
+                    placed.add((actor.host, path))
+                    self._place_actor(actor, path)
                 yield self.socket(actor.host), argv, self.cgroup_of(actor.host, False)
 
         init_client.start_all(commands())
+
+    def _place_actor(self, actor: Actor, path: str) -> None:
+        """Put there what a process is started from: the built-in service, tampered with if so declared, or a script."""
+        process = self.topology.processes.get(actor.process)
+        if process and process.interpreter:
+            self.put(actor.host, {path: scripts.text(process), scripts.LIBRARY_PATH: build(library=True).read_bytes()})
+        elif process and process.sha256 == contents.of(self._labhost).rewritten:
+            self.put(actor.host, {path: contents.rewritten(self._labhost)})
+        else:
+            self._place_service(actor.host, path)
 
     def _place_service(self, host: str, path: str) -> None:
         """Put the built-in service there as an executable of its own."""
@@ -161,11 +173,13 @@ class ServedTestbed:
 
     def _serve(self, actor: Actor) -> list[str]:
         uid = 0 if actor.process == roles.OBSERVER else self.topology.users.get(actor.user, 65534)
-        argv = [roles.path_of(self.topology, actor.process), "serve", "--control", self._control,
+        argv = [*roles.command_of(self.topology, actor.process), "serve", "--control", self._control,
                 "--host", actor.host, "--process", actor.process, "--user", actor.user, "--uid", str(uid)]
         declared = self.topology.processes.get(actor.process)
         if declared and declared.vulnerable and declared.user == actor.user:
             argv.append("--vulnerable")
+        if declared and declared.poses_as:
+            argv += ["--pose", declared.poses_as]
         if actor.process == roles.OBSERVER:
             argv.append("--observe-icmp")
         return argv

@@ -17,16 +17,16 @@ class BuildError(RuntimeError):
     """The service could not be compiled; the message says why and what to do."""
 
 
-def build(out_dir: Path | None = None, *, static: bool = False) -> Path:
+def build(out_dir: Path | None = None, *, static: bool = False, library: bool = False) -> Path:
     """The compiled `labhost` in `out_dir`, made now unless these very sources were compiled there before.
 
-    `static`: one that needs no library, for whatever image a container is of.
+    `static`: one that needs no library, for whatever image a container is of. `library`: what interpreters load.
 
     By default beside its sources, or in the user's cache where those cannot be written to. The file's name carries a
     digest of sources and flags. Raises BuildError.
     """
     out_dir = out_dir or _place()
-    target = out_dir / (f"{_name()}-static" if static else _name())
+    target = out_dir / (f"{_name()}-static" if static else f"{_name()}.so" if library else _name())
     try:
         if target.exists():
             return target
@@ -41,7 +41,7 @@ def build(out_dir: Path | None = None, *, static: bool = False) -> Path:
     unfinished = out_dir / f".labhost-{secrets.token_hex(8)}"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        flags = (*FLAGS, "-static") if static else FLAGS
+        flags = (*FLAGS, "-static") if static else (*FLAGS, "-fPIC", "-shared") if library else FLAGS
         _compile([compiler, *flags, "-o", str(unfinished), *map(str, sorted(_SOURCES.glob("*.c")))])
         unfinished.rename(target)
     except OSError as err:

@@ -26,7 +26,8 @@ int main(int argc, char **argv)
           "labhost: contain --socket PATH --lifeline PATH --name NAME --plan FILE --keep CAPABILITIES\n"
           "labhost: place PATH [SOURCE]\n"
           "labhost: exe PID\n"
-          "labhost: serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]\n",
+          "labhost: serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]\n"
+          "         [--pose PATH]\n",
           stderr);
     return 2;
 }

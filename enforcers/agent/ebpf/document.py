@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from enforcers.agent.ebpf.classes import Rules
+from enforcers.agent.ebpf.classes import Executable, Rules
 from enforcers.agent.ebpf.encode import encode
 from enforcers.agent.ebpf.tables import Decision, Key, Tables
+from lab.hosts.scripts import INTERPRETERS
 from lab.model import Host, Topology
 from lab.policy import NOBODY, NOBODY_UID
 
@@ -23,6 +24,8 @@ def document(host: Host, made: Tables, rules: Rules, settings: Mapping[str, Any]
         "users": {str(uid): user for uid, user in sorted(_users(rules.topology).items())},
         "rules": [rule.name for rule in rules.policy.rules],
         "executables": [[one.id, one.path, one.sha256] for one in rules.executables],
+        "scripts": [[Executable(one.path, None).id, INTERPRETERS[one.interpreter], one.path]
+                    for one in rules.topology.processes.values() if one.interpreter],
         "expected": sorted({rules.topology.processes[name].path for name in host.runs}),
         "default": made.default, "loopback": made.loopback, "claims": made.claims,
         "own": [[family, where] for family, where in made.own.items()],

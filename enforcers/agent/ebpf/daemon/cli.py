@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 
 from .place import GOT, AgentError, Place, netns_cookie, remove
+from .scripts import set_tags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def start(place: Place) -> None:
     while True:
         _have_agent(place)
         try:
-            ask(place, "prepare").close()
+            with ask(place, "prepare") as answer:
+                set_tags(place.bpf, answer.read())
             _adopt(place)
             _guard(place)
             ask(place, "join").close()

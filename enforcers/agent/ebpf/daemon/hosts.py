@@ -9,13 +9,14 @@ from collections import Counter
 from contextlib import suppress
 from itertools import chain
 
-from . import telemetry
-from .executables import Executables, open_on, processes, running
+from . import scripts, telemetry
+from .executables import Executables, number_of, open_on, processes, running
 from .host import Host, by_names, by_process, path_of, placed, wanted
 from .kernel import MODES, Kernel, Tables
 from .place import AgentError, Place, load_json, remove, write
+from .scripts import Script, real
 from .spool import Spool
-from .telemetry import EXEC, FIRST_SEEN, HANDED_ON, Exec, Teller
+from .telemetry import EXEC, FIRST_SEEN, HANDED_ON, PROVISIONAL, Exec, Teller
 from .watches import Watches
 
 TYPE_CHECKING = False
@@ -70,13 +71,16 @@ class Hosts:
 
     # --- policies ---
 
-    def prepare(self, name: str) -> None:
-        """First half of joining: a host's executables have names, so that its tasks and sockets can be tagged."""
+    def prepare(self, name: str) -> list[bytes]:
+        """First half of joining: a host's executables have names, so that its tasks and sockets can be tagged.
+
+        Returns the tags of threads that run scripts, for whoever is among the host's processes to set.
+        """
         known = self._hosts.get(name)
         if known is not None and name not in self._met:
             known.policy = self._read(known)
             self._name_all(known)
-            return
+            return self._know_scripts(known)
         if known is not None:  # the same name, but another network: that host is gone
             self.leave(name)
         directory, cookie, handles = self._met.pop(name)
@@ -87,6 +91,7 @@ class Hosts:
         host.policy = self._read(host)
         host.teller = self._teller(host.policy)
         self._name_all(host)
+        return self._know_scripts(host)
 
     def join(self, name: str) -> None:
         """Put a host's policy in force; what is established and forbidden is cut."""
@@ -190,6 +195,29 @@ class Hosts:
             for handle in found:
                 os.close(handle)
 
+    def _know_scripts(self, host: Host) -> list[bytes]:
+        """Tell the kernel which arguments of which interpreters are scripts; the tags of threads that run one already.
+        """
+        assert host.policy is not None
+        by_words: dict[tuple[str, str], Script] = {}
+        for number, interpreter, path in host.policy["scripts"]:
+            with suppress(OSError):  # no such interpreter on this host
+                script = Script(number, real(host.root, interpreter), path)
+                by_words[script.interpreter, path] = script
+        for interpreter in sorted({interpreter for interpreter, _ in by_words}):
+            with suppress(OSError):
+                handle = open_on(host.root, interpreter)
+                try:
+                    self._name({handle: interpreter})
+                finally:
+                    os.close(handle)
+        for script in by_words.values():
+            self._kernel.know_script(number_of(script.interpreter), script.id, script.path)
+            self._call(script.id, script.path)
+        return [scripts.tag(thread, script.id, number_of(script.interpreter), key)
+                for thread, handle, script in scripts.running_scripts(host.proc, by_words)
+                if (key := self._kernel.keys_of([handle]).get(handle))]
+
     def _watch(self, host: Host, directories: set[str]) -> None:
         self.watches.forget(host.name)
         for directory in sorted(directories):
@@ -240,7 +268,7 @@ class Hosts:
     def _executed(self, event: Exec) -> None:
         """Somebody executes what nobody has looked at: name it, by its process while that lives, else by its path."""
         host = self._by_cookie.get(event.netns)
-        if host is None or not host.handles:
+        if host is None or not host.handles or not event.id & PROVISIONAL:  # an interpreter by its own name needs none
             return
         for find in (by_process, by_names):
             with suppress(OSError):

@@ -12,6 +12,7 @@ from lab.bpf import libbpf, syscall
 from lab.bpf.ring import Ring, split
 from lab.bpf.syscall import Map
 
+from . import scripts
 from .place import AgentError, Place, read, remove
 
 TYPE_CHECKING = False
@@ -252,6 +253,11 @@ class Kernel:
         if provisional:
             self._map("named").put(_U32.pack(provisional), _U32.pack(number))
         self._map("exes").put(_EXE.pack(*exe), _U32.pack(number))
+
+    def know_script(self, interpreter: int, script: int, path: str) -> None:
+        """Who executes `interpreter` with `path` as its first argument is `script`."""
+        self._map("scripts").put(scripts.key(interpreter, path), _U32.pack(script))
+        self._map("interpreters").put(_U32.pack(interpreter), _U32.pack(1))
 
     def keys_of(self, handles: list[int]) -> dict[int, tuple[int, int, int, int]]:
         """What the kernel knows these open files by."""

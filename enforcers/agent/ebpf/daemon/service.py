@@ -99,8 +99,8 @@ class Service:
 
     def _carry_out(self, verb: str, host: str, words: list[str]) -> Iterable[bytes]:
         if verb == "prepare":
-            self._hosts.prepare(host)
-        elif verb == "join":
+            return self._hosts.prepare(host)
+        if verb == "join":
             self._hosts.join(host)
         elif verb == "leave":
             self._hosts.leave(host)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FLOW, EXEC, HANDED_ON, FIRST_SEEN = 1, 2, 3, 4
+PROVISIONAL = 0x80000000  # the bit of a number that the kernel gave to what nobody had looked at
 IN, OUT, _TCP = 0, 1, 6
 VERDICTS = ("deny", "allow", "would-deny", None)
 STATES = ("closed", "open", "refused", "cut", "unanswered")
