@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from bench.instruments import attack as attacker
 from bench.instruments import probe as prober
+from bench.instruments import spoof
 from bench.instruments.attack import Campaign
 from bench.instruments.probe import Probed
+from bench.instruments.spoof import Forgery
 from bench.instruments.traffic import Traffic, TrafficWindow
 from bench.store import ResultStore
 from lab.backends.base import Enforcement, Installed, Testbed
+from lab.backends.served import ServedTestbed
 from lab.hosts.attempts import Actor
 from lab.model import Enforcer, Flow, Native, Point, Scenario, Sighting, Truth
 
@@ -42,6 +45,7 @@ class ArmRecord:
     notes: tuple[str, ...]
     daemon_rss_bytes: dict[str, int]
     daemon_cpu_s: dict[str, float]
+    forged: tuple[tuple[Forgery, bool], ...] = ()  # each with whether it arrived
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Plan:
     flows: Sequence[Flow]
     replay: Sequence[Flow]
     traffic_s: float
+    forgeries: Sequence[Forgery] = ()
 
 
 def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, store: ResultStore,
@@ -67,6 +72,7 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
         say("matrix")
         matrix = prober.probe(testbed.services, prober.shuffled(plan.flows, seed), topology)
         store.append("observations", matrix.observations, arm=arm.name, phase="matrix")
+        forged = _forged(arm, plan, testbed, store)
         campaign = None
         if plan.scenario.attack:
             say("attack")
@@ -93,7 +99,16 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
         arm.enforcement.down()
     cpu = {host: spent - before.daemon_cpu_s.get(host, 0.0) for host, spent in after.daemon_cpu_s.items()}
     return ArmRecord(installed, matrix, campaign, window, replayed, truths, sightings, notes,
-                     dict(after.daemon_rss_bytes), cpu)
+                     dict(after.daemon_rss_bytes), cpu, forged)
+
+
+def _forged(arm: Arm, plan: Plan, testbed: Testbed, store: ResultStore) -> tuple[tuple[Forgery, bool], ...]:
+    """Datagrams in another's name; none where the services are not real ones, which alone can tell."""
+    if not plan.forgeries or not isinstance(testbed, ServedTestbed):
+        return ()
+    forged = tuple(zip(plan.forgeries, spoof.send(testbed, plan.forgeries), strict=True))
+    store.append("forgeries", [{**asdict(one), "arrived": arrived} for one, arrived in forged], arm=arm.name)
+    return forged
 
 
 def sighted(arm: Arm, store: ResultStore) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:

@@ -62,7 +62,7 @@ def exit_status(found: Summary) -> int:
         return 130
     if found.invalid:
         return 4
-    return 1 if any(arm.defects for arm in found.arms.values()) else 0
+    return 1 if any(arm.defects or (arm.spoofing and arm.spoofing.defects) for arm in found.arms.values()) else 0
 
 
 def _verdicts(collected: Collected) -> list[bool]:
@@ -84,7 +84,8 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
         cost=_cost(costs, name), verified=_verified(collected, name),
         visibility=recalls, blind_spots=blind_spots,
         coverage=report.coverage(seen, tuple(f for f in report.FIELDS if several or f != "user")),
-        attack=_attack(collected, record), unforeseen=_replayed(collected, record, foreseen=False),
+        attack=_attack(collected, record), spoofing=_spoofing(collected, name, record),
+        unforeseen=_replayed(collected, record, foreseen=False),
         foreseen=_replayed(collected, record, foreseen=True), policy=_policy(arm),
         deploy=report.Deploy(seconds=record.installed.seconds,
                              bytes_per_host=record.installed.bytes_per_host if record.installed.points else None),
@@ -146,6 +147,19 @@ def _attack(collected: Collected, record: ArmRecord) -> report.Attack | None:
         blast_radius=reach.blast_radius(campaign.taken, hosts, attack.foothold_host),
         blast_radius_by_process=reach.blast_radius(campaign.by_process, hosts, attack.foothold_host),
         attempts=campaign.attempts)
+
+
+def _spoofing(collected: Collected, name: str, record: ArmRecord) -> report.Spoofing | None:
+    """Judged where the baseline let it arrive. Who says that it stops spoofing is believed, and held to it."""
+    control = {forgery for forgery, arrived in collected.records[BASELINE].forged if arrived}
+    tried = [(forgery, arrived) for forgery, arrived in record.forged if forgery in control]
+    if not tried:
+        return None
+    hosts, enforcer = collected.scenario.topology.hosts, collected.arms[name].enforcer
+    got_in = [forgery for forgery, arrived in tried if arrived]
+    claimed = [one for one in got_in if getattr(enforcer, "stops_spoofing", False) and not hosts[one.sender].external]
+    return report.Spoofing(n=len(tried), arrived=len(got_in), defects=len(claimed),
+                           example=str(got_in[0]) if got_in else None)
 
 
 def _lateral(collected: Collected) -> dict[str, Lateral]:

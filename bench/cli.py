@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from bench.commands import agent, attack, complete, inside, machine, measure, results, scenarios, selftest, standing
+from bench.commands import (
+    agent,
+    attack,
+    complete,
+    crowding,
+    inside,
+    machine,
+    measure,
+    results,
+    scenarios,
+    selftest,
+    standing,
+)
 from bench.commands.common import (
     EXIT_DEFECT,
     EXIT_DONE,
@@ -71,7 +83,8 @@ def run(
         raise fail(str(err), EXIT_MACHINE) from None
 
 
-for part in (standing.app, inside.app, scenarios.app, results.app, attack.app, measure.app, machine.app, selftest.app):
+for part in (standing.app, inside.app, scenarios.app, results.app, attack.app, measure.app, machine.app, selftest.app,
+             crowding.app):
     app.registered_commands += part.registered_commands
 app.add_typer(scenarios.importers, name="import")
 app.add_typer(agent.app, name="agent")

@@ -13,6 +13,7 @@ from bench.analysis.sequential import Look
 from bench.arms import Arm, ArmRecord
 from bench.blocks import Cell
 from bench.instruments.datapath import Design
+from bench.instruments.spoof import Forgery, forgeries
 from bench.instruments.traffic import Traffic
 from bench.loading import LoadPlan, LoadRecord
 from bench.selection import Selection
@@ -132,9 +133,19 @@ def _examine_all(collected: Collected, testbed: Testbed, traffic: Traffic | None
     scenario = collected.scenario
     replay = tuple(r.flow for r in scenario.replay)[:REPLAY_LIMIT]
     plan = arms.Plan(scenario, collected.selection.flows, replay,
-                     QUICK_TRAFFIC_S if collected.options.quick else TRAFFIC_S)
+                     QUICK_TRAFFIC_S if collected.options.quick else TRAFFIC_S, _forgeries(collected))
     for name, arm in collected.arms.items():  # the baseline is first: it is the positive control of all others
         collected.records[name] = arms.examine(arm, plan, testbed, traffic, store, lambda s, n=name: say(f"{n}: {s}"))  # type: ignore[misc]
+
+
+def _forgeries(collected: Collected) -> tuple[Forgery, ...]:
+    """What can be sent in another's name; containers are given no raw sockets, so there nothing can."""
+    scenario, flows = collected.scenario, collected.selection.flows
+    if scenario.backend != "mininet":
+        return ()
+    verdicts = Oracle(scenario.policy, scenario.topology).verdicts(flows)
+    allowed = [flow for flow, verdict in zip(flows, verdicts, strict=True) if verdict.allow]
+    return forgeries(allowed, scenario.topology, scenario.seed)
 
 
 def _take_costs(collected: Collected, testbed: Testbed, traffic: Traffic | None, store: ResultStore,

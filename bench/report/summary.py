@@ -137,6 +137,15 @@ class Unforeseen(_Model):
     share: float | None = Field(description="broken / n; null if n is 0")
 
 
+class Spoofing(_Model):
+    """Datagrams sent in another host's name, where the policy allows that host and not the sender."""
+
+    n: int = Field(description="sent, of those that arrive with nothing enforced")
+    arrived: int = Field(description="of these, arrived at the service")
+    defects: int = Field(description="of these, sent by a host that the arm says cannot")
+    example: str | None = Field(description="one that arrived, in words; null: none")
+
+
 class Load(_Model):
     """What an arm did under load (`--load`): figures against `none`, paired within the load's own blocks."""
 
@@ -188,6 +197,7 @@ class Arm(_Model):
     lateral: Lateral | None = Field(
         None, description="what the whole matrix offers an attacker from every foothold; null: the matrix was a sample")
     policy: Policy | None = Field(None, description="the compiled policy")
+    spoofing: Spoofing | None = Field(None, description="datagrams in another's name; null: the policy leaves no room")
     gap_classes: tuple[GapClass, ...] = Field((), description="the gaps by reason")
     deploy: Deploy | None = Field(None, description="the deployment")
     footprint: Footprint | None = Field(None, description="CPU and memory of the arm's daemons")

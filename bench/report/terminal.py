@@ -117,6 +117,7 @@ def _verdict_rows() -> Iterable[Row]:
     yield "defects", lambda _, a: _alarm(a.defects), ""
     yield "inconclusive", lambda _, a: _count(a.inconclusive), ""
     yield "later flows broken", _unforeseen, ""
+    yield "spoofed, arrived", _spoofed, ""
 
 
 def _cost_rows(summary: Summary) -> Iterable[Row]:
@@ -274,6 +275,10 @@ def _unforeseen(_name: str, arm: Arm) -> str:
     return "–" if arm.unforeseen is None else _of(arm.unforeseen.broken, arm.unforeseen.n)
 
 
+def _spoofed(_name: str, arm: Arm) -> str:
+    return "–" if arm.spoofing is None else f"{arm.spoofing.arrived:,} of {arm.spoofing.n:,}"
+
+
 def _converged(_name: str, arm: Arm) -> str:
     if arm.convergence is None:
         return "–"
@@ -314,6 +319,10 @@ def details(name: str, arm: Arm) -> list[str]:
     if name == BASELINE:
         return []
     gaps = [f"gap, {_flows(g.flows)}: {g.reason}" for g in arm.gap_classes]
+    if arm.spoofing and arm.spoofing.arrived:
+        word = "defect" if arm.spoofing.defects else "gap"
+        gaps.append(f"{word}, {arm.spoofing.arrived} of {arm.spoofing.n} datagrams in another's name: such as "
+                    f"{arm.spoofing.example}")
     return [*arm.findings[:MOST_FINDINGS], *gaps, *(f"blind spot: {spot}" for spot in arm.blind_spots)]
 
 

@@ -155,7 +155,8 @@ class FakeServices:
             return Exploited(got, flow.target, process.name, process.user)
         return Exploited(got, "", "", "")
 
-    def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:
+    def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float,
+            rate: float = 0) -> LoopResult:
         return self._loop(_CRR_US)
 
     def rr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lab.backends.served import LabDownError, ServedTestbed, check_files, cpu_s,
 from lab.backends.switch import Switch
 from lab.hosts.attempts import Actor
 from lab.hosts.control import Fleet
-from lab.isolation import RUN_DIR
+from lab.isolation import RUN_DIR, tool_env
 from lab.model import Point, Topology
 
 __all__ = ["LabDownError", "MininetTestbed", "up"]
@@ -78,6 +79,13 @@ class MininetTestbed(ServedTestbed):
     def port_of(self, point: Point) -> str:
         """The interface that is the switch side of a host's link."""
         return mininet_net.port_of(self.topology, point.host)
+
+    def relearn(self) -> None:
+        """Have the bridges forget behind which port each host is, after somebody spoke in another's name."""
+        for segment in self.topology.segments:
+            bridge = mininet_net.bridge_of(self.topology, segment)
+            flush = ["ip", "link", "set", "dev", bridge, "type", "bridge", "fdb_flush"]
+            subprocess.run(flush, env=tool_env(), check=True)
 
     def port_cgroup(self) -> Path | None:
         """The cgroup of what runs at switch ports."""

@@ -87,6 +87,9 @@ class ServedTestbed:
         """The interface that is the switch side of a host's link, of a backend that has them."""
         raise NotImplementedError
 
+    def relearn(self) -> None:
+        """Have the switches forget behind which port each host is, after somebody spoke in another's name."""
+
     def port_cgroup(self) -> Path | None:
         """The cgroup of what runs at switch ports."""
         raise NotImplementedError

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +37,7 @@ from lab.model import Family
 __all__ = ["Actor", "Attempt", "Attempted", "Exploited", "Fleet", "LoopResult", "ServiceError"]
 
 WINDOW = 2048  # attempts under way at a time, unless told otherwise
+UNHEARD_S = 0.3  # of what is sent past the services: every one says all the while that nothing came
 GRACE_S = 10.0  # how long past its own deadline an attempt is waited for before its service is held to be stuck
 _CHUNK = 1 << 18
 
@@ -205,9 +206,27 @@ class Fleet:
         campaign = self._carry_out(attempts, exploit_command(timeout_s, nonces), timeout_s, WINDOW)
         return [campaign.exploited(index) for index in range(len(attempts))]
 
-    def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:
-        """Connect, request 64 bytes, read them back, close by reset; one after the other for `seconds`."""
-        return self._loop(actor, "crr", (str(family), address, str(port)), seconds)
+    def arrivals(self, attempts: Sequence[Attempt], send: Callable[[int], None]) -> list[bool]:
+        """Whether what `send` sends itself, under tokens from its argument on, arrived; silence counts in time."""
+        with self._lock:
+            actors, campaign = frozenset(self._actors), Campaign(attempts, lambda *_: "", self._next_token)
+            campaign.sent = len(attempts)
+            self._next_token += len(attempts)
+            self._campaigns.append(campaign)
+        try:
+            send(campaign.first)
+            deadline = time.monotonic() + UNHEARD_S
+            while not all(campaign.arrivals) and time.monotonic() < deadline:
+                self._ask(dict.fromkeys(actors, ("sync",)), deadline + GRACE_S)
+        finally:
+            with self._lock:
+                self._campaigns.remove(campaign)
+        return [bool(at) for at in campaign.arrivals]
+
+    def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float, rate: float = 0) -> LoopResult:
+        """Connect, request 64 bytes, read them back, close by reset: for `seconds`, at once again or at `rate`."""
+        paced = (f"{rate:.3f}",) if rate else ()
+        return self._loop(actor, "crr", (str(family), address, str(port)), seconds, *paced)
 
     def rr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:
         """Request 64 bytes and read them back, on one connection, for `seconds`."""
@@ -219,8 +238,8 @@ class Fleet:
             events, self._events = self._events, []
         return events
 
-    def _loop(self, actor: Actor, verb: str, target: tuple[str, str, str], seconds: float) -> LoopResult:
-        n, errors, elapsed, cpu, samples = self.request(actor, verb, *target, f"{seconds:.6f}",
+    def _loop(self, actor: Actor, verb: str, target: tuple[str, str, str], seconds: float, *more: str) -> LoopResult:
+        n, errors, elapsed, cpu, samples = self.request(actor, verb, *target, f"{seconds:.6f}", *more,
                                                         timeout_s=seconds + GRACE_S)
         latencies = np.fromstring(samples, dtype=np.float64, sep=",") / 10 if samples else np.empty(0)
         return LoopResult(int(n), int(errors), int(elapsed) / 1e9, int(cpu) / 1e9, latencies)

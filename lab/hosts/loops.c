@@ -1,4 +1,5 @@
-/* The measuring loops: connect-request-response-close, request-response, and HTTP requests on one connection. Closed loop.
+/* The measuring loops: connect-request-response-close, request-response, and HTTP requests on one connection. Closed loop;
+ * crr also at a rate, with one exchange under way at a time.
  *
  * Each runs in a child of the service: same executable, user, cgroup and processor, but the service goes on serving.
  * The child writes the whole answer line into a pipe, which the service passes on.
@@ -71,9 +72,24 @@ static void count(struct tally *t, uint64_t begin, bool good)
         t->samples[t->kept++] = (uint32_t)((now_ns() - begin + 50) / 100);
 }
 
-static void run_crr(const union addr *to, uint64_t end, struct tally *t)
+/* When the next exchange begins: at once, or every `gap`, whether or not the last one was in time. Who is late is timed
+ * from when it should have begun. */
+static uint64_t next_begin(uint64_t *due, uint64_t gap)
 {
-    for (uint64_t begin; (begin = now_ns()) < end;) {
+    if (!gap)
+        return now_ns();
+    uint64_t begin = *due;
+    struct timespec until = {(time_t)(begin / 1000000000u), (long)(begin % 1000000000u)};
+    while (now_ns() < begin && clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+        continue;
+    *due += gap;
+    return begin;
+}
+
+static void run_crr(const union addr *to, uint64_t end, uint64_t gap, struct tally *t)
+{
+    uint64_t due = now_ns();
+    for (uint64_t begin; (begin = next_begin(&due, gap)) < end && now_ns() < end;) {
         int fd = connect_waiting(to);
         bool good = fd >= 0 && exchange(fd);
         if (fd >= 0)
@@ -125,7 +141,8 @@ static void write_all(int fd, const char *bytes, size_t n)
     }
 }
 
-static void measure(int pipe_fd, const char *id, char kind, const union addr *to, double seconds)
+static void measure(int pipe_fd, const char *id, char kind, const union addr *to, double seconds,
+                    uint64_t gap)
 {
     struct tally t = {.samples = need(SAMPLES * sizeof(uint32_t))};
     stop_waiting_at(seconds);
@@ -134,7 +151,7 @@ static void measure(int pipe_fd, const char *id, char kind, const union addr *to
     uint64_t begin = now_ns();
     uint64_t end = begin + (uint64_t)(seconds * 1e9);
     if (kind == 'c')
-        run_crr(to, end, &t);
+        run_crr(to, end, gap, &t);
     else
         run_rr(to, end, &t, kind == 'h' ? http_exchange : exchange);
     uint64_t elapsed = now_ns() - begin;
@@ -182,13 +199,13 @@ static void measurement_ready(struct watch *w, uint32_t events)
     loop_free(m);
 }
 
-static void in_child(int pipe_fd, const char *id, char kind, const union addr *to, double seconds)
+static void in_child(int pipe_fd, const char *id, char kind, const union addr *to, double seconds, uint64_t gap)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
     dup2(pipe_fd, 3);
     close_range(4, ~0U, 0); /* the service's listeners are not ours to hold */
-    measure(3, id, kind, to, seconds);
+    measure(3, id, kind, to, seconds, gap);
     _exit(0);
 }
 
@@ -196,9 +213,10 @@ bool loop_measure(const char *id, char kind, char **f, int n)
 {
     long family, port;
     union addr to;
-    char *end = NULL;
-    double seconds = n == 4 ? strtod(f[3], &end) : 0;
-    if (n != 4 || *end || !(seconds > 0 && seconds <= 3600) || !parse_long(f[0], 4, 6, &family) ||
+    char *end = NULL, *over = "";
+    double seconds = n == 4 || n == 5 ? strtod(f[3], &end) : 0;
+    double rate = n == 5 ? strtod(f[4], &over) : 0;
+    if ((n != 4 && n != 5) || *end || *over || !(rate >= 0 && rate <= 1e6) || !(seconds > 0 && seconds <= 3600) || !parse_long(f[0], 4, 6, &family) ||
         !parse_long(f[2], 1, 65535, &port) || !addr_parse(&to, (int)family, f[1], (int)port))
         return false;
     int ends[2];
@@ -208,7 +226,7 @@ bool loop_measure(const char *id, char kind, char **f, int n)
     }
     pid_t pid = fork();
     if (pid == 0)
-        in_child(ends[1], id, kind, &to, seconds);
+        in_child(ends[1], id, kind, &to, seconds, rate > 0 ? (uint64_t)(1e9 / rate) : 0);
     close(ends[1]);
     struct measurement *m = need_zero(sizeof *m);
     m->w = (struct watch){measurement_ready, ends[0]};

@@ -13,7 +13,8 @@
  *     cpu                                ok NS (user and system time of this process)
  *     sync                               ok, once everything that had arrived before it has been reported
  *     crr|rr|http FAM ADDR PORT SECONDS  ok N ERRORS ELAPSED_NS CPU_NS LAT,LAT,... (tenths of a microsecond, at
- *                                        most 200,000, in order); runs in a child, so that the service keeps serving
+ *                                        most 200,000, in order); runs in a child, so that the service keeps serving.
+ *                                        crr with a RATE behind SECONDS: so many a second, timed from when due
  *     quit
  * and, answered by an event instead:
  *     probe TOKEN tcp|udp|icmp FAM ADDR PORT TIMEOUT_MS

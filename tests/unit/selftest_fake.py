@@ -60,7 +60,8 @@ class Services(FakeServices):
             return got._replace(outcome=Outcome.TIMED_OUT, arrived=False)
         return got
 
-    def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float) -> LoopResult:
+    def crr(self, actor: Actor, family: Family, address: str, port: int, seconds: float,
+            rate: float = 0) -> LoopResult:
         got = super().crr(actor, family, address, port, seconds)
         if self.drift_us is None:
             return got

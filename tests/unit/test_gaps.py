@@ -26,10 +26,11 @@ def service(flow: Flow) -> str:
 
 
 def matching(flows: tuple[Flow, ...], pattern: list[str]) -> set[Flow]:
+    """The flows of a pattern; a service that begins with "-" is left out of it."""
     sources, processes, targets, services = (set(part.split()) for part in pattern)
     return {f for f in flows
             if f.source in sources and f.target in targets and processes & {"*", f.process, f"{f.process}({f.user})"}
-            and services & {"*", service(f)}}
+            and services & {"*", service(f)} and f"-{service(f)}" not in services}
 
 
 @pytest.mark.parametrize(("name", "arm"), sorted(GOLDEN))
