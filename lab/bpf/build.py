@@ -11,10 +11,12 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+from lab.bpf.strip import stripped
 from lab.packages import apt_line
 
 FLAGS = ("-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-mcpu=v3")
 PACKAGES = ("clang", "linux-libc-dev")
+_FORM = "1 stripped"  # of what is kept; an older form is compiled anew
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -28,7 +30,7 @@ def compiled(source: Path, out_dir: Path | None = None, flags: tuple[str, ...] =
     Kept in `out_dir`: by default `_build` beside the source, or the user's cache where that cannot be written to.
     Headers are the kernel's own (<linux/…>) and those beside the source. Raises BpfBuildError.
     """
-    digest = hashlib.sha256(" ".join((*FLAGS, *flags)).encode())
+    digest = hashlib.sha256(" ".join((_FORM, *FLAGS, *flags)).encode())
     for path in (source, *sorted(_included(source))):
         digest.update(path.read_bytes())
     target = (out_dir or _place(source.parent)) / f"{source.name.partition('.')[0]}-{digest.hexdigest()[:16]}.o"
@@ -72,6 +74,7 @@ def _compile(source: Path, target: Path, flags: tuple[str, ...]) -> None:
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
             raise BpfBuildError(f"{source.name}: {said.strip()}; {apt_line(PACKAGES)}")
+        stripped(unfinished)
         unfinished.rename(target)
     except OSError as err:
         raise BpfBuildError(f"{source.name}: {err.filename or target}: {err.strerror}; make it writable") from err

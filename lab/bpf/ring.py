@@ -9,9 +9,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from collections.abc import Callable, Iterator
 
 from lab.bpf.syscall import Map
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _BUSY, _DISCARDED, _HEADER = 1 << 31, 1 << 30, 8
 _WORD = struct.Struct("<Q")

@@ -1,5 +1,6 @@
 """bpf(2): maps, links, pins and statistics, without a library. Standard library only, so that agents can carry it.
 
+Agents import it in every command: so no contextlib, platform or typing, each of which takes longer than a system call.
 Numbers and layouts are those of include/uapi/linux/bpf.h. Every call raises OSError.
 """
 
@@ -8,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 StrPath = str | os.PathLike[str]
 HASH, ARRAY, LPM_TRIE, RINGBUF = 1, 2, 11, 27
@@ -24,17 +26,17 @@ _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 28, 32, 33
 _TRACE_ITER = 28
 _BATCHED = (HASH, 9)  # 9: LRU_HASH
 _SIZE = 128
-_NUMBER = {"x86_64": 321, "aarch64": 280}
+_MACHINE = os.uname().machine
+_NUMBER = {"x86_64": 321, "aarch64": 280}.get(_MACHINE, 0)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def bpf(command: int, attributes: bytes | bytearray) -> tuple[int, bytes]:
     """Call bpf(2); returns its result and what it left in `attributes`. Raises OSError."""
-    number = _NUMBER.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {platform.machine()} is not known here")
+    if not _NUMBER:
+        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {_MACHINE} is not known here")
     attr = ctypes.create_string_buffer(bytes(attributes), _SIZE)
-    result: int = _libc.syscall(number, command, attr, _SIZE)
+    result: int = _libc.syscall(_NUMBER, command, attr, _SIZE)
     if result < 0:
         err = ctypes.get_errno()
         raise OSError(err, os.strerror(err))
@@ -81,14 +83,18 @@ def link(prog: int, target: int, attach_type: int) -> int:
     return bpf(_LINK_CREATE, struct.pack("<IIII", prog, target, attach_type, 0))[0]
 
 
+def iterator(prog: int, limit: object = None) -> int:
+    """An iterator as a link: whoever opens the path that it is pinned at runs it over their own namespaces."""
+    size = ctypes.sizeof(limit) if limit is not None else 0  # type: ignore[arg-type]
+    return bpf(_LINK_CREATE, struct.pack("<IIIIQI", prog, 0, _TRACE_ITER, 0, address(limit) if size else 0, size))[0]
+
+
 def iterate(prog: int, *, map_fd: int | None = None, pid: int | None = None) -> bytes:
     """Run an iterator once over the caller's namespaces, a map, or the files of one process; what it wrote."""
     words = ctypes.create_string_buffer(struct.pack("<IIII", map_fd if map_fd is not None else 0, pid or 0, 0, 0), 16)
     if pid is not None:  # bpf_iter_link_info.task is {tid, pid, pid_fd}
         words.raw = struct.pack("<IIII", 0, pid, 0, 0)
-    limited = map_fd is not None or pid is not None
-    fd = bpf(_LINK_CREATE, struct.pack("<IIIIQI", prog, 0, _TRACE_ITER, 0, address(words) if limited else 0,
-                                       16 if limited else 0))[0]
+    fd = iterator(prog, words if map_fd is not None or pid is not None else None)
     try:
         with os.fdopen(bpf(_ITER_CREATE, struct.pack("<II", fd, 0))[0], "rb", buffering=0) as items:
             return b"".join(iter(lambda: items.read(1 << 16), b""))
@@ -96,14 +102,14 @@ def iterate(prog: int, *, map_fd: int | None = None, pid: int | None = None) -> 
         os.close(fd)
 
 
-@contextmanager
-def run_statistics() -> Iterator[None]:
+class run_statistics:  # noqa: N801  # a context manager; contextlib's would be loaded by every agent
     """While it lasts, the kernel counts the runs and the time of every program (`run_cost`)."""
-    fd = bpf(_ENABLE_STATS, struct.pack("<I", 0))[0]
-    try:
-        yield
-    finally:
-        os.close(fd)
+
+    def __enter__(self) -> None:
+        self._fd = bpf(_ENABLE_STATS, struct.pack("<I", 0))[0]
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def run_cost(prog: int) -> tuple[int, int]:
@@ -183,7 +189,7 @@ class Map:
         """Make these its only entries: what is not among them goes, what is there is overwritten."""
         form = struct.Struct(f"{self.key_size}s")
         stale = {key for (key,) in form.iter_unpack(self._packed_keys())}
-        if stale:
+        if stale and keys:
             stale.difference_update(key for (key,) in form.iter_unpack(keys))
         if self.kind == HASH:
             self.delete_many(b"".join(stale))
@@ -230,7 +236,7 @@ class Map:
         while True:
             attr = ctypes.create_string_buffer(struct.pack(
                 "<QQQQIIQQ", before, address(cursor), address(keys), address(values), at_once, self.fd, 0, 0), _SIZE)
-            done: int = _libc.syscall(_NUMBER[platform.machine()], _LOOKUP_BATCH, attr, _SIZE)
+            done: int = _libc.syscall(_NUMBER, _LOOKUP_BATCH, attr, _SIZE)
             err = ctypes.get_errno() if done < 0 else 0
             if err not in (0, errno.ENOENT):
                 raise OSError(err, os.strerror(err))

@@ -18,6 +18,7 @@ from bench.analysis.visibility import FIELDS, match
 from bench.instruments.probe import probe
 from bench.testbeds import with_contents
 from enforcers.agent.agent_ebpf import AgentEbpf
+from enforcers.agent.ebpf.bundle import AGENT_DIR
 from lab.backends import mininet_lab
 from lab.backends.mininet_lab import MininetTestbed
 from lab.deploy.enforcement import AnsibleEnforcement
@@ -66,13 +67,19 @@ class Lab:
         return found
 
     def pid(self) -> int:
-        """The agent's process, as the run counts."""
-        for cgroup in sorted(self.me.cgroup.iterdir()) if self.me.cgroup else ():
-            if cgroup.name.endswith(".d"):
-                for pid in (cgroup / "cgroup.procs").read_text().split():
-                    if "agent.pyz" in Path(f"/proc/{pid}/cmdline").read_text():
-                        return int(pid)
-        raise AssertionError("no agent runs")
+        """The agent's process."""
+        return agent_pid(self.me)
+
+
+def agent_pid(me: RunIdentity) -> int:
+    """The one agent of a run, as the run counts processes."""
+    for cgroup in sorted(me.cgroup.iterdir()) if me.cgroup else ():
+        if cgroup.name.endswith(".d"):
+            for pid in (cgroup / "cgroup.procs").read_text().split():
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                if f"{AGENT_DIR}/agent.pyz" in words and "start" in words:  # and none of the commands that ask it
+                    return int(pid)
+    raise AssertionError("no agent runs")
 
 
 @contextmanager
@@ -196,8 +203,12 @@ def changed(me: RunIdentity, _argument: object) -> dict[str, Any]:
         return found
 
 
-def large(me: RunIdentity, entries: int) -> dict[str, Any]:
-    """A policy of `entries` for one host: what replacing it takes, and that the next connection sees it."""
+def large(me: RunIdentity, argument: list[float]) -> dict[str, Any]:
+    """A policy of so many entries for one host: what replacing it takes, and that the next connection sees it.
+
+    `argument`: entries, and seconds from one change to the next: the agent makes ready for the next after about two.
+    """
+    entries, wait_s = int(argument[0]), argument[1]
     with lab(me) as it:
         policy = it.scenario.policy
         base = next(rule for rule in policy.rules if rule.name == "api reads store")
@@ -207,10 +218,13 @@ def large(me: RunIdentity, entries: int) -> dict[str, Any]:
         less = replace(policy, rules=(*(r for r in policy.rules if r is not base), *many))
         flow = next(f for f in flows(it.scenario) if (f.source, f.process, f.target, f.port, f.family, f.proto) == (
             "api-1", "api", "db", 6379, 4, "tcp") and f.user == "shop")
-        found: dict[str, Any] = {"ms": [], "revoke_ms": [], "outcomes": []}
+        found: dict[str, Any] = {"ms": [], "revoke_ms": [], "command_ms": [], "outcomes": []}
         for policy_now in (big, less, big, less, big):
             it.place_policy("db", policy_now)
+            time.sleep(wait_s)
+            begun = time.monotonic()
             it.say("update", "db")
+            found["command_ms"].append(round((time.monotonic() - begun) * 1000, 1))
             status = it.status("db")
             found["ms"].append(status["update_ms"])
             found["revoke_ms"].append(status["revoke_ms"])

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lab.bpf import build, syscall
+from lab.bpf import build, clsact, syscall
 from lab.bpf.libbpf import BpfObject
 from lab.bpf.ring import Ring, split
 from lab.isolation import RunIdentity
@@ -216,11 +216,15 @@ class Kernel:
             self.links[name] = syscall.link(self.object.program(name), self._cgroup, self.object.attach_type(name))
 
     def attach_interfaces(self, host: Host) -> None:
-        with host.inside():
-            for index, interface in ((1, "lo"), (2, "eth0")):
-                for way, hook in (("in", syscall.TCX_INGRESS), ("out", syscall.TCX_EGRESS)):
-                    fd = syscall.link(self.object.program(f"interface_{way}"), index, hook)
-                    self.links[f"{host.name}-{interface}-{way}"] = fd
+        with host.inside(), contextlib.closing(clsact.Interfaces()) as interfaces:
+            for index in (1, 2):  # lo, eth0
+                for way, where in (("in", clsact.INGRESS), ("out", clsact.EGRESS)):
+                    interfaces.attach(index, where, self.object.program(f"interface_{way}"), f"labctl-{way}")
+
+    def detach_interfaces(self, host: Host) -> None:
+        with host.inside(), contextlib.closing(clsact.Interfaces()) as interfaces:
+            for index in (1, 2):
+                interfaces.clear(index)
 
     # --- identity ---
 

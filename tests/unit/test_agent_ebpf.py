@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -68,7 +71,9 @@ def test_the_zipapp_holds_the_daemon_and_its_binding_and_nothing_of_the_project(
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = set(archive.namelist())
         assert {"__main__.py", "daemon/cli.py", "lab/bpf/libbpf.py", "lab/bpf/syscall.py"} <= names
-        for name in names:
+        sources = {name for name in names if name.endswith(".py")}
+        assert {f"{name}c" for name in sources} == names - sources
+        for name in sources:
             text = archive.read(name).decode()
             imported = re.findall(r"^\s*(?:from|import) ((?:lab|enforcers|bench)[\w.]*)", text, re.MULTILINE)
             assert all(module.startswith("lab.bpf") for module in imported), (name, imported)
@@ -125,7 +130,7 @@ def test_lookups_for_people_are_those_of_the_kernel() -> None:
         assert (found["verdict"] == "allow", found["rule"]) == (asked.allow, asked.rule), flow
 
 
-def test_an_executable_is_read_once_until_it_changes(tmp_path: Path) -> None:
+def test_an_executable_is_read_if_a_rule_asks_for_its_content_and_once_until_it_changes(tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"one")
     known = executables.Executables()
@@ -138,14 +143,15 @@ def test_an_executable_is_read_once_until_it_changes(tmp_path: Path) -> None:
             os.close(handle)
 
     first = look()
-    assert look() is first and known.hashed == 1
+    assert look() is first and known.hashed == 0 and first.id == executables.number_of("/opt/x")
+    known.expect([("/opt/x", hashlib.sha256(b"two").hexdigest())])
+    assert look().id == first.id and known.hashed == 1, "its content is another one"
     file.write_bytes(b"two")
     second = look()
-    assert known.hashed == 2 and second.sha256 != first.sha256 and second.id == first.id == executables.number_of(
-        "/opt/x")
-    known.expect([("/opt/x", second.sha256)])
+    assert look() is second and known.hashed == 2
+    assert second.id == executables.number_of("/opt/x", second.sha256) != first.id
     file.chmod(0o700)  # its ctime moves: whoever may write to it may also have put its content back
-    assert look().id == executables.number_of("/opt/x", second.sha256)
+    assert look().id == second.id and known.hashed == 3
 
 
 def record(**more: object) -> bytes:
@@ -204,3 +210,18 @@ def test_files_are_small_and_say_what_is_in_them() -> None:
     policy = json.loads(about)
     assert policy["mode"] == "enforce" and policy["rules"] == [rule.name for rule in POLICY.rules]
     assert Kernel(policy["tables"], blob).maps["verdicts"]
+
+
+def test_the_bytecode_is_the_same_wherever_it_is_made_and_runs_in_place_of_the_source(tmp_path: Path) -> None:
+    """Two other processes, with other hashes of strings, make the same; and no source is compiled with it."""
+    make = "import sys; from enforcers.agent.ebpf import bundle; sys.stdout.buffer.write(bundle.zipapp())"
+    made = {subprocess.run([sys.executable, "-c", make], cwd=ROOT, capture_output=True, check=True,
+                           env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin:/bin"}).stdout for seed in ("1", "2")}
+    assert made == {bundle.zipapp()}
+    (tmp_path / "agent.pyz").write_bytes(bundle.zipapp())
+    ask = ("import sys, builtins; sys.path.insert(0, sys.argv[1]); "
+           "import zipimport; zipimport._compile_source = None; import daemon.cli; print(*sys.modules)")
+    said = subprocess.run([sys.executable, "-I", "-S", "-c", ask, str(tmp_path / "agent.pyz")], capture_output=True,
+                          text=True, check=True).stdout.split()
+    heavy = {"socket", "json", "contextlib", "collections", "ctypes", "typing", "enum", "re"}
+    assert "daemon.cli" in said and not heavy & set(said)

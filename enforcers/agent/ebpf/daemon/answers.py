@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import time
 
 from .host import Host
 from .hosts import Hosts
 from .kernel import MODES, SILENCES, Kernel
+from .lean import dumps
 from .lookups import Lookups
 from .place import AgentError
 
@@ -31,7 +31,7 @@ class Answers:
         if answer is None:
             raise AgentError(f"unknown command {verb!r}")
         said = answer(self._hosts.get(name), words)
-        return iter([json.dumps(said).encode() + b"\n"])
+        return iter([dumps(said) + b"\n"])
 
     def status(self, host: Host, _words: list[str]) -> dict[str, Any]:
         config = self._kernel.config(host.cookie)

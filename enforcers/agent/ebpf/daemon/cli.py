@@ -7,28 +7,34 @@ answer in JSON. Exit status 0 is done; 1 is not, with one line on standard error
 from __future__ import annotations
 
 import os
-import socket
-import struct
 import sys
 import time
-from contextlib import suppress
 
-from .place import GOT, AgentError, Place, netns_cookie, remove
-from .scripts import set_tags
+from . import sockets
+from .place import ADOPTING, GOT, AgentError, Place, read, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from collections.abc import Iterator
+
+    from .sockets import Socket
 
 COMMANDS = ("start", "ready", "update", "collect", "stop", "mode", "status", "policy", "flows", "explain")
 USAGE = f"usage: agent.pyz {'|'.join(COMMANDS)} --host HOST --dir DIRECTORY [WORDS]"
-_PEERCRED = struct.Struct("=iII")
 _ANSWER_TIMEOUT_S = 60.0
 _START_TIMEOUT_S = 30.0
 
 
 class NoAgentError(AgentError):
     """Nobody listens where the agent would."""
+
+
+def run(arguments: list[str]) -> None:
+    """The whole process: without tidying up, which takes as long as asking the agent."""
+    status = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main(arguments: list[str]) -> int:
@@ -64,13 +70,13 @@ def _run(command: str, place: Place, words: list[str]) -> None:
     elif command == "stop":
         stop(place)
     else:
-        with ask(place, command, *words) as answer:
-            while part := answer.read(1 << 20):
-                sys.stdout.buffer.write(part)
-            sys.stdout.buffer.flush()
-            if command == "collect":
-                answer.write(GOT)
-                answer.flush()
+        answer = ask(place, command, *words)
+        for part in answer.parts():
+            sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        if command == "collect":
+            answer.thank()
+        answer.close()
 
 
 def start(place: Place) -> None:
@@ -83,8 +89,10 @@ def start(place: Place) -> None:
     while True:
         _have_agent(place)
         try:
-            with ask(place, "prepare") as answer:
-                set_tags(place.bpf, answer.read())
+            if tags := b"".join(ask(place, "prepare").parts()):
+                from .scripts import set_tags
+
+                set_tags(place.bpf, tags)
             _adopt(place)
             _guard(place)
             ask(place, "join").close()
@@ -111,41 +119,47 @@ def _have_agent(place: Place) -> None:
 
 def _adopt(place: Place) -> None:
     """Tag what runs and is open on this host already. The kernel walks the tasks that the caller can see: ours."""
-    from lab.bpf import syscall
-
-    for name in ("adopt_tasks", "adopt_listeners", "adopt_sockets"):
-        program = syscall.pinned(f"{place.bpf}/prog_{name}")
-        try:
-            syscall.iterate(program)
-        finally:
-            os.close(program)
+    for name in ADOPTING:
+        read(f"{place.bpf}/iter_{name}")
 
 
 def _guard(place: Place) -> None:
     """Judge at the host's interfaces what no socket sees: what the kernel itself answers, and packet sockets' frames.
 
-    Here and not in the agent, since the kernel waits for its readers at each (15 ms), and hosts can wait side by side.
+    By filters and not by tcx links: the kernel makes the whole machine wait 17 ms for each of these, one after another,
+    which is seven seconds for a lab of two hundred hosts.
     """
-    from lab.bpf import syscall
+    from lab.bpf import clsact, syscall
 
-    for number, name in socket.if_nameindex():
-        if name == "lo":  # within a host the sender is judged, and everything about both ends is known
-            continue
-        for way, hook in (("in", syscall.TCX_INGRESS), ("out", syscall.TCX_EGRESS)):
-            program = syscall.pinned(f"{place.bpf}/prog_interface_{way}")
-            path = f"{place.bpf}/link_{place.host}@{name}_{way}"
-            with suppress(FileExistsError):  # this very program is there already: the host starts again
-                link = syscall.link(program, number, hook)
-                remove(path)
-                syscall.pin(link, path)
-                os.close(link)
-            os.close(program)
+    interfaces = clsact.Interfaces()
+    for way, where in (("in", clsact.INGRESS), ("out", clsact.EGRESS)):
+        program = syscall.pinned(f"{place.bpf}/prog_interface_{way}")
+        for number, name in sockets.if_nameindex():
+            if name != "lo":  # within a host the sender is judged, and everything about both ends is known
+                interfaces.attach(number, where, program, f"labctl-{way}")
+        os.close(program)
+    interfaces.close()
+
+
+def _unguard(place: Place) -> None:
+    """In a lab the interfaces are ours; elsewhere others may have filters beside ours."""
+    from lab.bpf import clsact
+
+    interfaces = clsact.Interfaces()
+    for number, _name in sockets.if_nameindex():
+        if place.in_lab:
+            interfaces.clear(number)
+        else:
+            interfaces.detach(number, clsact.INGRESS)
+            interfaces.detach(number, clsact.EGRESS)
+    interfaces.close()
 
 
 def stop(place: Place) -> None:
     """Leave the agent, which ends with its last host. What a dead agent left goes as well; repeating is no mistake."""
     if not os.path.isdir(place.shared):
         return
+    _unguard(place)
     held = place.take("starting")
     try:
         if _answers(place):
@@ -173,33 +187,56 @@ def _answers(place: Place) -> bool:
     return False
 
 
-def ask(place: Place, verb: str, *words: str, timeout_s: float = _ANSWER_TIMEOUT_S) -> BinaryIO:
-    """Give one command to the agent; returns its answer after the first line. Raises AgentError if it refuses.
+class Answer:
+    """What the agent says after it has agreed."""
+
+    def __init__(self, client: Socket, said: bytes) -> None:
+        self._client, self._said = client, said
+
+    def parts(self) -> Iterator[bytes]:
+        yield self._said
+        yield from sockets.parts(self._client)
+
+    def thank(self) -> None:
+        """It has arrived, and need not be kept."""
+        self._client.sendall(GOT)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def ask(place: Place, verb: str, *words: str, timeout_s: float = _ANSWER_TIMEOUT_S) -> Answer:
+    """Give one command to the agent. Raises AgentError if it refuses, NoAgentError if there is none.
 
     With it go this host's root directory, its processes and its network: the agent may be in another host's.
     """
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client, handles = sockets.stream(), []
     client.settimeout(timeout_s)
-    handles = []
-    with client:
-        try:
-            client.connect(place.socket)
-        except OSError as err:
-            raise NoAgentError(f"{place.socket}: no agent answers ({err.strerror}); start it first") from err
-        _, uid, _ = _PEERCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-        if uid != os.geteuid():
-            raise AgentError(f"{place.socket}: somebody else's (user id {uid}) answers there")
-        line = "\t".join([verb, place.host, place.directory, str(netns_cookie()), *words])
-        try:
-            for path, flags in (("/", os.O_PATH), ("/proc", os.O_RDONLY), ("/proc/self/ns/net", os.O_RDONLY)):
-                handles.append(os.open(path, flags | os.O_CLOEXEC))
-            socket.send_fds(client, [line.encode() + b"\n"], handles)
-        finally:
-            for handle in handles:
-                os.close(handle)
-        answer: BinaryIO = client.makefile("rwb")  # type: ignore[assignment]  # a pair of buffers is as good
-    first = answer.readline().decode(errors="replace").strip()
-    if first != "ok":
-        answer.close()
-        raise AgentError(first.removeprefix("error ") or "the agent ended without an answer")
-    return answer
+    try:
+        client.connect(place.socket)
+    except OSError as err:
+        client.close()
+        raise NoAgentError(f"{place.socket}: no agent answers ({err.strerror}); start it first") from err
+    if not sockets.is_ours(client):
+        raise AgentError(f"{place.socket}: another user's program answers there; end it")
+    line = "\t".join([verb, place.host, place.directory, str(sockets.netns_cookie()), *words])
+    try:
+        for path, flags in (("/", os.O_PATH), ("/proc", os.O_RDONLY), ("/proc/self/ns/net", os.O_RDONLY)):
+            handles.append(os.open(path, flags | os.O_CLOEXEC))
+        sockets.send_with(client, line.encode() + b"\n", handles)
+    finally:
+        for handle in handles:
+            os.close(handle)
+    first, rest = _first_line(client)
+    if first != b"ok":
+        client.close()
+        raise AgentError(first.decode(errors="replace").removeprefix("error ") or "the agent ended without an answer")
+    return Answer(client, rest)
+
+
+def _first_line(client: Socket) -> tuple[bytes, bytes]:
+    said = b""
+    while b"\n" not in said and (part := client.recv(1 << 16)):
+        said += part
+    first, _, rest = said.partition(b"\n")
+    return first, rest

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections import Counter, deque
-from contextlib import suppress
+from _collections import deque  # type: ignore[import-not-found]  # `collections` brings much besides
 
 from .executables import open_on, running
+from .lean import Counts, dumps, loads, suppress
 from .place import AgentError
 from .telemetry import Exec, Teller
 
@@ -28,10 +27,11 @@ class Host:
         self.slot = 2 * index
         self.epoch = 0
         self.policy: dict[str, Any] | None = None
+        self.left: float | None = None  # when the tables that are not in force now were left
         self.teller: Teller | None = None
         self.recent: deque[bytes] = deque(maxlen=_RECENT)
-        self.lost: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
+        self.lost: Counts = Counts()
+        self.seen: Counts = Counts()
         self.counters: dict[str, int] = {}
         self.looked = 0.0  # when its listeners' holders were looked at last
         self.since = time.monotonic()
@@ -59,10 +59,20 @@ class Host:
             raise AgentError(f"{self.name}: has not spoken to this agent since it took over; ask it for anything")
         return self.handles[number]
 
-    def as_json(self) -> bytes:
+    def note(self, slot: int, epoch: int, mode: str, text: bytes) -> bytes:
+        """For the next agent: what is in force if the kernel says that `epoch` is. `text`: the policy as it was placed.
+
+        `noted` reads it.
+        """
         kept = {"name": self.name, "directory": self.directory, "cookie": self.cookie, "index": self.index,
-                "slot": self.slot, "epoch": self.epoch, "policy": self.policy}
-        return json.dumps(kept).encode()
+                "slot": slot, "epoch": epoch, "mode": mode}
+        return dumps(kept) + b"\n" + text
+
+
+def noted(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """What `Host.note` wrote: about the host, and its policy's text. Raises ValueError."""
+    head, _, text = data.partition(b"\n")
+    return loads(head), text
 
 
 def wanted(host: Host) -> set[str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections import Counter
-from contextlib import suppress
 from itertools import chain
 
 from . import scripts, telemetry
 from .executables import Executables, number_of, open_on, processes, running
-from .host import Host, by_names, by_process, path_of, placed, wanted
-from .kernel import MODES, Kernel, Tables
-from .place import AgentError, Place, load_json, remove, write
+from .host import Host, by_names, by_process, noted, path_of, placed, wanted
+from .kernel import MODES, Kernel, Tables, new_epoch
+from .lean import loads, suppress
+from .place import AgentError, Place, read, remove, write
 from .scripts import Script, real
 from .spool import Spool
 from .telemetry import EXEC, FIRST_SEEN, HANDED_ON, PROVISIONAL, Exec, Teller
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _LOOK_AGAIN_S = 1.0
+_LEFT_ALONE_S = 1.0  # no program looks things up for that long: what it read of tables left behind has been used
 
 
 class Hosts:
@@ -42,7 +41,7 @@ class Hosts:
         self._names = place.names
         self._know_names()
         for name in sorted(os.listdir(place.members)):
-            if not name.endswith(".new"):
+            if not name.endswith((".new", ".next")):
                 self._take_over(place.member(name))
 
     def any(self) -> bool:
@@ -78,7 +77,7 @@ class Hosts:
         """
         known = self._hosts.get(name)
         if known is not None and name not in self._met:
-            known.policy = self._read(known)
+            known.policy = self._read(known)[0]
             self._name_all(known)
             return self._know_scripts(known)
         if known is not None:  # the same name, but another network: that host is gone
@@ -88,7 +87,7 @@ class Hosts:
         host = Host(name, directory, cookie, next(index for index in range(len(used) + 1) if index not in used))
         host.meet(handles)
         self._hosts[name] = self._by_cookie[cookie] = host
-        host.policy = self._read(host)
+        host.policy = self._read(host)[0]
         host.teller = self._teller(host.policy)
         self._name_all(host)
         return self._know_scripts(host)
@@ -96,12 +95,12 @@ class Hosts:
     def join(self, name: str) -> None:
         """Put a host's policy in force; what is established and forbidden is cut."""
         host = self.get(name)
-        self._apply(host, self._read(host))
+        self._apply(host)
 
     def update(self, name: str) -> None:
         """Change over to newly placed tables: one write, then what they forbid is cut."""
         host = self.get(name)
-        self._apply(host, self._read(host))
+        self._apply(host)
 
     def mode(self, name: str, words: list[str]) -> None:
         """Another mode, in one write; the tables stay."""
@@ -109,20 +108,24 @@ class Hosts:
         if len(words) != 1 or words[0] not in MODES:
             raise AgentError(f"mode: say one of {', '.join(MODES)}")
         assert host.policy is not None
-        self._switch(host, {**host.policy, "mode": words[0]}, host.slot, time.monotonic())
+        text = noted(read(self._place.member(name)))[1]
+        self._switch(host, {**host.policy, "mode": words[0]}, text, host.slot, time.monotonic())
 
     def leave(self, name: str) -> None:
         host = self._hosts.pop(name, None)
         if host is None:
-            remove(self._place.member(name))
+            self._forget_notes(name)
             return
         self._by_cookie.pop(host.cookie, None)
         self._kernel.forget(host.cookie, host.index)
-        self._kernel.unguard(host.name)
         self.watches.forget(name)
         host.meet(())
-        remove(self._place.member(name))
+        self._forget_notes(name)
         self._spool.drop(name)
+
+    def _forget_notes(self, name: str) -> None:
+        for suffix in ("", ".next"):
+            remove(self._place.member(name) + suffix)
 
     def check(self, name: str) -> None:
         """Raises AgentError where a host's policy is not what the kernel has in force."""
@@ -133,42 +136,60 @@ class Hosts:
         if (config["epoch"], config["slot"]) != (host.epoch, host.slot):
             raise AgentError(f"{name}: not in force: the kernel holds another policy for it")
 
-    def _apply(self, host: Host, policy: dict[str, Any]) -> None:
+    def _apply(self, host: Host) -> None:
+        policy, text = self._read(host)
         tables = Tables(policy["tables"], placed(host, "tables.bin"))
         begun = time.monotonic()
         slot = host.slot ^ 1 if host.epoch else host.slot
         self._kernel.fill(slot, tables)
-        self._switch(host, policy, slot, begun)
+        self._switch(host, policy, text, slot, begun)
 
-    def _switch(self, host: Host, policy: dict[str, Any], slot: int, begun: float) -> None:
-        """In force from here on for whatever is new; then, and told apart, the end of what it forbids."""
-        host.epoch = self._kernel.switch(host.cookie, host.index, slot, policy)
+    def _switch(self, host: Host, policy: dict[str, Any], text: bytes, slot: int, begun: float) -> None:
+        """In force from here on for whatever is new; then, and told apart, the end of what it forbids.
+
+        Noted before it is done: whoever is killed in between leaves two notes, of which the kernel says which holds.
+        """
+        epoch, note = new_epoch(host.index), self._place.member(host.name)
+        write(f"{note}.next", host.note(slot, epoch, policy["mode"], text))
+        self._kernel.switch(host.cookie, host.index, slot, policy, epoch)
+        os.rename(f"{note}.next", note)
         host.update_ms = round((time.monotonic() - begun) * 1000, 3)
-        host.slot, host.policy, host.teller = slot, policy, self._teller(policy)
-        write(self._place.member(host.name), host.as_json())
+        host.left = time.monotonic() if slot != host.slot else host.left
+        host.epoch, host.slot, host.policy, host.teller = epoch, slot, policy, self._teller(policy)
         begun = time.monotonic()
         self._keep(telemetry.split(self._kernel.walk("tcp_revoke", host.net)))
         host.revoke_ms = round((time.monotonic() - begun) * 1000, 3)
 
     def _take_over(self, path: str) -> None:
-        kept = load_json(path)
+        """Of two notes the one that the kernel has in force."""
+        kept, text = noted(read(path))
+        with suppress(FileNotFoundError, ValueError):
+            pending, pending_text = noted(read(f"{path}.next"))
+            config = self._kernel.config(pending["cookie"])
+            if config is not None and config["epoch"] == pending["epoch"]:
+                kept, text = pending, pending_text
+                os.rename(f"{path}.next", path)
+            remove(f"{path}.next")
         host = Host(kept["name"], kept["directory"], kept["cookie"], kept["index"])
-        host.slot, host.epoch, host.policy = kept["slot"], kept["epoch"], kept["policy"]
+        host.slot, host.epoch, host.policy = kept["slot"], kept["epoch"], {**loads(text), "mode": kept["mode"]}
+        host.left = time.monotonic()
         host.teller = self._teller(host.policy) if host.policy else None
         host.counters = self._spool.remembered(host.name)
         if host.policy:
             self.executables.expect((path, sha256) for _, path, sha256 in host.policy["executables"])
         self._hosts[host.name] = self._by_cookie[host.cookie] = host
 
-    def _read(self, host: Host) -> dict[str, Any]:
+    def _read(self, host: Host) -> tuple[dict[str, Any], bytes]:
+        """The policy that was placed on a host, and its text."""
+        text = placed(host, "policy.json")
         try:
-            policy: dict[str, Any] = json.loads(placed(host, "policy.json"))
+            policy: dict[str, Any] = loads(text)
         except ValueError as err:
             raise AgentError(f"{host.directory}/policy.json: {err}; deploy it again") from err
         if policy.get("version") != _VERSION:
             raise AgentError(f"{host.directory}/policy.json: version {policy.get('version')!r}; "
                              f"this agent reads version {_VERSION}")
-        return policy
+        return policy, text
 
     def _teller(self, policy: dict[str, Any]) -> Teller:
         users = {int(uid): user for uid, user in policy["users"].items()}
@@ -313,9 +334,12 @@ class Hosts:
                 self._kernel.adopt_listeners(host.proc)
 
     def tick(self) -> None:
-        """Say for every host that its agent lives."""
+        """Say for every host that its agent lives, and make ready for its next policy."""
         for host in self._hosts.values():
             self._kernel.expect(host.index)
+            if host.left is not None and time.monotonic() - host.left > _LEFT_ALONE_S:
+                host.left = None
+                self._kernel.clear(host.slot ^ 1)
 
     def _count(self, cookie: int, what: str) -> None:
         host = self._by_cookie.get(cookie)
@@ -364,12 +388,13 @@ class Hosts:
         counters = self._kernel.counters(host.index)
         new = {name: value - host.counters.get(name, 0) for name, value in counters.items()}
         host.counters = counters
-        lost = host.lost + Counter({"records": new["records_lost"], "events": new["events_lost"],
-                                    "memory": new["out_of_memory"]})
+        lost = {"records": host.lost["records"] + new["records_lost"], "events": new["events_lost"],
+                "memory": new["out_of_memory"]}
         header = {
             "t": "header", "version": 1, "mode": host.policy["mode"] if host.policy else None,
             "since": round(since, 6), "until": round(host.since, 6), "closed": len(done), "open": len(live),
-            "lost": dict(+lost), "seen": dict(host.seen), "counters": new,
+            "lost": {what: count for what, count in lost.items() if count > 0},
+            "seen": dict(host.seen), "counters": new,
             "cpu_s": round(time.process_time(), 4), "hosts": len(self._hosts),
             "update_ms": host.update_ms, "revoke_ms": host.revoke_ms,
         }

@@ -6,18 +6,18 @@ import ctypes
 import os
 import struct
 import time
-from contextlib import contextmanager, suppress
 
 from lab.bpf import libbpf, syscall
 from lab.bpf.ring import Ring, split
 from lab.bpf.syscall import Map
 
 from . import scripts
-from .place import AgentError, Place, read, remove
+from .lean import suppress
+from .place import ADOPTING, AgentError, Place, read, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 CGROUP = ("connect4", "connect6", "post_bind4", "post_bind6", "sock_create", "ingress", "egress")
@@ -31,7 +31,7 @@ _CONFIG = struct.Struct("<QIIIBBBBHHHHHHHH")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _EXE = struct.Struct("<QQII")
 _STORAGES = ("socks", "tasks")  # read and written by the kernel alone
-_RING_BYTES = {"events": 1 << 20, "records": 8 << 20}
+_RING_BYTES = {"events": 1 << 19, "records": 4 << 20}  # mapped here: nearly half of what the agent takes
 _COUNTERS = ("records_lost", "events_lost", "denied", "would_denied", "untagged", "unnamed", "out_of_memory",
              "first_seen", "raw_refused", "packet_sockets", "revoked", "adopted")
 _LEAST_ROOM, _NEIGHBOURS, MAX_HOSTS = 64, 16, 1024
@@ -58,6 +58,7 @@ class Kernel:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._empty: set[tuple[int, str]] = set()
         self._rooms: dict[tuple[int, str], tuple[Map, int]] = {}  # by slot and map: the inner map, and its room
         os.makedirs(place.bpf, mode=0o700, exist_ok=True)
         self.fresh = not os.path.exists(f"{place.bpf}/link_connect4")
@@ -102,6 +103,8 @@ class Kernel:
                 syscall.pin(self._object.map(name), f"{self._place.bpf}/{name}")
         for name in self._object.programs:
             self._pin(f"prog_{name}", self._object.program(name))
+        for name in ADOPTING:
+            self._keep(f"iter_{name}", syscall.iterator(self._object.program(name)))
 
     def _pin(self, name: str, fd: int) -> None:
         """Under its name, in place of what bears it already, without a moment between."""
@@ -159,12 +162,29 @@ class Kernel:
             inner, room = self._rooms[slot, name]
             if count > room:
                 inner = self._install(name, [slot], count)[0]
-            inner.replace(keys, values)
+            if (slot, name) in self._empty:
+                inner.put_many(keys, values)
+            else:
+                inner.replace(keys, values)
+            if count:
+                self._empty.discard((slot, name))
+
+    def clear(self, slot: int) -> None:
+        """Empty tables that are not in force, so that the next policy is only written: that halves its time."""
+        for name in INNER:
+            if (slot, name) in self._rooms and (slot, name) not in self._empty:
+                self._rooms[slot, name][0].replace(b"", b"")
+                self._empty.add((slot, name))
 
     def _make_room(self, name: str, slot: int, count: int) -> None:
-        """Inner maps for this host and its next neighbours at once: the kernel waits for readers each time (15 ms)."""
-        first = slot - slot % (2 * _NEIGHBOURS)
-        slots = [one for one in range(first, first + 2 * _NEIGHBOURS) if (one, name) not in self._rooms]
+        """Inner maps for this host and its neighbours at once: the kernel waits for readers each time (15 ms).
+
+        For 16 hosts at first, then for as many again as there are.
+        """
+        index = slot // 2
+        first = 1 << index.bit_length() - 1 if index >= _NEIGHBOURS else 0
+        hosts = range(first, min(max(2 * first, _NEIGHBOURS), MAX_HOSTS))
+        slots = [one for host in hosts for one in (2 * host, 2 * host + 1) if (one, name) not in self._rooms]
         self._install(name, slots, count)
 
     def _install(self, name: str, slots: list[int], count: int) -> list[Map]:
@@ -177,6 +197,7 @@ class Kernel:
             if (slot, name) in self._rooms:
                 self._rooms[slot, name][0].close()
             self._rooms[slot, name] = (inner, room)
+            self._empty.add((slot, name))
         return made
 
     def _know_rooms(self) -> None:
@@ -188,14 +209,12 @@ class Kernel:
 
     def empty(self, index: int) -> None:
         """Forget the entries of a host that is no longer served; its room stays for the next."""
-        for slot in (2 * index, 2 * index + 1):
-            for name in INNER:
-                if (slot, name) in self._rooms:
-                    self._rooms[slot, name][0].replace(b"", b"")
+        self.clear(2 * index)
+        self.clear(2 * index + 1)
 
-    def switch(self, cookie: int, index: int, slot: int, policy: dict[str, Any]) -> int:
-        """Put a host's tables, mode and defaults in force by one write; the new epoch."""
-        about, epoch = policy["tables"], _new_epoch(index)
+    def switch(self, cookie: int, index: int, slot: int, policy: dict[str, Any], epoch: int) -> None:
+        """Put a host's tables, mode and defaults in force by one write. `epoch`: of `new_epoch`."""
+        about = policy["tables"]
         flags = about["flags"]
         if flags & SENDS_CLAIM:
             self._attach_claims()
@@ -206,7 +225,6 @@ class Kernel:
         self.expect(index)
         self._map("hosts").put(_U64.pack(cookie), config)
         self.touch(index)
-        return epoch
 
     def forget(self, cookie: int, index: int) -> None:
         """A host without an agent: all passes."""
@@ -216,7 +234,7 @@ class Kernel:
 
     def touch(self, index: int) -> None:
         """Have every flow judged again at its next packet."""
-        self._map("epoch").put(_U32.pack(0), _U64.pack(_new_epoch(index)))
+        self._map("epoch").put(_U32.pack(0), _U64.pack(new_epoch(index)))
 
     def expect(self, index: int) -> None:
         """The agent lives, and will say so again."""
@@ -289,12 +307,11 @@ class Kernel:
 
     def walk(self, program: str, netns: int) -> bytes:
         """What an iterator prints that walks a host's network."""
-        with self._in(netns):
+        _setns(netns)
+        try:
             return syscall.iterate(self._program(program))
-
-    def unguard(self, host: str) -> None:
-        """Take a host's interfaces out of our hands."""
-        unguard(self._place.bpf, host)
+        finally:
+            _setns(self._home)
 
     def adopt_listeners(self, proc: int) -> None:
         """Look again who holds the listeners of the host whose /proc is `proc`.
@@ -310,14 +327,6 @@ class Kernel:
         finally:
             os.close(among)
 
-    @contextmanager
-    def _in(self, netns: int) -> Iterator[None]:
-        _setns(netns)
-        try:
-            yield
-        finally:
-            _setns(self._home)
-
 
 _SIZES = {"owners": (8, 2), "peers": (16, 4), "peer_prefixes": (20, 4), "services": (4, 4), "service_ranges": (8, 4),
           "verdicts": (8, 8)}
@@ -330,12 +339,6 @@ def unpin(directory: str) -> None:
         for name in names:
             remove(f"{directory}/{name}")
         os.rmdir(directory)
-
-
-def unguard(directory: str, host: str) -> None:
-    for name in os.listdir(directory):
-        if name.startswith(f"link_{host}@"):
-            remove(f"{directory}/{name}")
 
 
 def _walk_among(among: int, program: int) -> NoReturn:
@@ -352,7 +355,7 @@ def _walk_among(among: int, program: int) -> NoReturn:
         os._exit(status)
 
 
-def _new_epoch(index: int) -> int:
+def new_epoch(index: int) -> int:
     return time.monotonic_ns() & ~1023 | index
 
 

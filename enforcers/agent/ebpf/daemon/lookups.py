@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import struct
+
+from .sockets import address_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class Lookups:
         return int(self._config["owner_other"])
 
     def _peer(self, address: str) -> tuple[int, bool]:
-        whole = (socket.inet_pton(socket.AF_INET6, address) if ":" in address
-                 else b"\0" * 10 + b"\xff\xff" + socket.inet_aton(address))
+        whole = address_bytes(address)
         found = self._tables["peers"].get(whole) or _longest(self._tables["peer_prefixes"], whole)
         if found is None:
             return int(self._config["peer_other"]), False

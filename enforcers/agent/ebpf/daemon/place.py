@@ -12,17 +12,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
-import struct
-from contextlib import suppress
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from .lean import suppress
 
 LAB = "/run/labctl"  # lab.isolation.RUN_DIR
+ADOPTING = ("adopt_tasks", "adopt_listeners", "adopt_sockets")  # iterators, in the order that they need
 GOT = b"got\n"  # what was collected has arrived, and need not be kept
-_SO_NETNS_COOKIE = 71
 
 
 class AgentError(Exception):
@@ -90,12 +85,6 @@ def _cgroup_root() -> str:
     raise AgentError("no cgroup v2 is mounted; mount -t cgroup2 none /sys/fs/cgroup")
 
 
-def netns_cookie() -> int:
-    """The number that the kernel programs know this network namespace by."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        return int(struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
-
-
 def read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
@@ -112,12 +101,3 @@ def write(path: str, data: bytes) -> None:
 def remove(path: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def load_json(path: str) -> Any:
-    import json  # some commands do without
-
-    try:
-        return json.loads(read(path))
-    except (OSError, ValueError) as err:
-        raise AgentError(f"{path}: {err}; deploy it again") from err

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
-import struct
 import sys
 import time
-from contextlib import suppress
 
+from . import sockets
 from .answers import Answers
 from .hosts import Hosts
 from .kernel import Kernel, unpin
+from .lean import suppress
 from .place import GOT, AgentError, Place, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PEERCRED = struct.Struct("=iII")  # pid, uid, gid
+    from .sockets import Socket
+
 _COMMAND_TIMEOUT_S = 30.0
 _BEAT_S, _LOOK_S = 1.0, 0.25  # how often the kernel is told that we live, and its rings are looked at unasked
 _HANDLES = 3
@@ -35,9 +35,7 @@ class Service:
         self._hosts = Hosts(place, self._kernel)
         self._answers = Answers(self._hosts, self._kernel)
         remove(place.socket)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(place.socket)
-        self._listener.listen(256)  # every host of a lab at once
+        self._listener = sockets.listening(place.socket, 256)  # every host of a lab at once
 
     def run(self) -> None:
         """Serve until the last host has left."""
@@ -58,15 +56,14 @@ class Service:
 
     def _serve_one(self) -> bool:
         """Answer one client; whether it was the last host. Who goes away spoils nothing but their own answer."""
-        with suppress(OSError), self._listener.accept()[0] as client:
-            client.settimeout(_COMMAND_TIMEOUT_S)
-            _, uid, _ = _PEERCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-            if uid != os.geteuid():
-                return False
-            data, handles, _, _ = socket.recv_fds(client, 65536, _HANDLES)
+        with suppress(OSError):
+            client = sockets.accepted(self._listener, _COMMAND_TIMEOUT_S)
+            data, handles = sockets.receive_with(client, _HANDLES) if sockets.is_ours(client) else (b"", [])
             try:
-                while data and not data.endswith(b"\n"):
-                    data += client.recv(65536)
+                while data and not data.endswith(b"\n") and (more := client.recv(65536)):
+                    data += more
+                if not data.endswith(b"\n"):
+                    return False
                 verb, host, directory, cookie, *words = data.decode().rstrip("\n").split("\t")
                 if len(handles) == _HANDLES and verb != "leave":
                     self._hosts.met(host, directory, int(cookie), *handles)
@@ -75,11 +72,12 @@ class Service:
             except ValueError:
                 client.sendall(b"error this agent does not understand that; is it of another version?\n")
             finally:
+                client.close()
                 for handle in handles:
                     os.close(handle)
         return False
 
-    def _answer(self, client: socket.socket, verb: str, host: str, words: list[str]) -> bool:
+    def _answer(self, client: Socket, verb: str, host: str, words: list[str]) -> bool:
         try:
             said = self._carry_out(verb, host, words)
         except (AgentError, OSError) as err:
@@ -92,7 +90,7 @@ class Service:
         for part in said:
             client.sendall(part)
         if verb == "collect":
-            client.shutdown(socket.SHUT_WR)
+            sockets.end_sending(client)
             if client.recv(len(GOT)) == GOT:
                 self._hosts.delivered(host)
         return last

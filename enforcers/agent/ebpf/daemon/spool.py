@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import suppress
 
-from .place import read, remove
+from .lean import dumps, loads, suppress
+from .place import read, remove, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,12 +51,11 @@ class Spool:
 
     def remember(self, host: str, seen: dict[str, Any]) -> None:
         """Counters as they were told last, so that the next agent tells what came since."""
-        with open(f"{self._path(host)}.seen", "w", encoding="utf-8") as file:
-            json.dump(seen, file)
+        write(f"{self._path(host)}.seen", dumps(seen))
 
     def remembered(self, host: str) -> dict[str, Any]:
         with suppress(OSError, ValueError):
-            found: dict[str, Any] = json.loads(read(f"{self._path(host)}.seen"))
+            found: dict[str, Any] = loads(read(f"{self._path(host)}.seen"))
             return found
         return {}
 

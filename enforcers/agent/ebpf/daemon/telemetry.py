@@ -5,9 +5,10 @@ Records are kept as bytes until somebody asks: parsing one costs several times w
 
 from __future__ import annotations
 
-import json
-import socket
 import struct
+
+from . import sockets
+from .lean import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ class Teller:
 
 def address_text(address: bytes) -> str:
     if address.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, address[12:])
-    return socket.inet_ntop(socket.AF_INET6, address)
+        return sockets.address_text(address[12:])
+    return sockets.address_text(address)
 
 
 def lines(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     for record in records:
-        yield json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        yield dumps(record) + b"\n"
