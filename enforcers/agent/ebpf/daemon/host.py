@@ -8,11 +8,12 @@ from _collections import deque  # type: ignore[import-not-found]  # `collections
 
 from .executables import open_on, running
 from .lean import Counts, dumps, loads, suppress
-from .place import AgentError
+from .place import AgentError, read, remove
 from .telemetry import Exec, Teller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _RECENT = 256  # denied flows that are kept to answer `explain`
@@ -69,9 +70,23 @@ class Host:
         return dumps(kept) + b"\n" + text
 
 
-def noted(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """What `Host.note` wrote: about the host, and its policy's text. Raises ValueError."""
-    head, _, text = data.partition(b"\n")
+def noted(path: str, config_of: Callable[[int], dict[str, Any] | None]) -> tuple[dict[str, Any], bytes]:
+    """Of the note at `path` and the next one beside it the one that the kernel has in force, and its policy's text.
+
+    `config_of`: what the kernel has for a host, by its network.
+    """
+    with suppress(FileNotFoundError, ValueError):
+        kept, text = _parts(read(f"{path}.next"))
+        config = config_of(kept["cookie"])
+        if config is not None and config["epoch"] == kept["epoch"]:
+            os.rename(f"{path}.next", path)
+            return kept, text
+        remove(f"{path}.next")
+    return _parts(read(path))
+
+
+def _parts(note: bytes) -> tuple[dict[str, Any], bytes]:
+    head, _, text = note.partition(b"\n")
     return loads(head), text
 
 

@@ -11,7 +11,7 @@ from .executables import Executables, number_of, open_on, processes, running
 from .host import Host, by_names, by_process, noted, path_of, placed, wanted
 from .kernel import MODES, Kernel, Tables, new_epoch
 from .lean import loads, suppress
-from .place import AgentError, Place, read, remove, write
+from .place import AgentError, Place, remove, write
 from .scripts import Script, real
 from .spool import Spool
 from .telemetry import EXEC, FIRST_SEEN, HANDED_ON, PROVISIONAL, Exec, Teller
@@ -108,7 +108,7 @@ class Hosts:
         if len(words) != 1 or words[0] not in MODES:
             raise AgentError(f"mode: say one of {', '.join(MODES)}")
         assert host.policy is not None
-        text = noted(read(self._place.member(name)))[1]
+        text = noted(self._place.member(name), self._kernel.config)[1]
         self._switch(host, {**host.policy, "mode": words[0]}, text, host.slot, time.monotonic())
 
     def leave(self, name: str) -> None:
@@ -161,15 +161,7 @@ class Hosts:
         host.revoke_ms = round((time.monotonic() - begun) * 1000, 3)
 
     def _take_over(self, path: str) -> None:
-        """Of two notes the one that the kernel has in force."""
-        kept, text = noted(read(path))
-        with suppress(FileNotFoundError, ValueError):
-            pending, pending_text = noted(read(f"{path}.next"))
-            config = self._kernel.config(pending["cookie"])
-            if config is not None and config["epoch"] == pending["epoch"]:
-                kept, text = pending, pending_text
-                os.rename(f"{path}.next", path)
-            remove(f"{path}.next")
+        kept, text = noted(path, self._kernel.config)
         host = Host(kept["name"], kept["directory"], kept["cookie"], kept["index"])
         host.slot, host.epoch, host.policy = kept["slot"], kept["epoch"], {**loads(text), "mode": kept["mode"]}
         host.left = time.monotonic()
