@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.commands import complete
-from bench.commands.common import EXIT_USAGE, epilog, fail, known_arms, load_scenario
+from bench.commands.common import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    EXIT_USAGE,
+    epilog,
+    fail,
+    known_arms,
+    load_scenario,
+)
 
 if TYPE_CHECKING:
     from bench.report.lateral import Lateral
@@ -18,16 +27,33 @@ app = typer.Typer()
 
 
 @app.command(epilog=epilog("labctl attack results/three-tier/2026-11-23T002230Z", "labctl attack three-tier",
-                           "labctl attack three-tier --arms chokepoint --json | jq .arms.chokepoint.way.mend"))
+                           "labctl attack techniques --techniques", "labctl attack three-tier --every-foothold",
+                           codes=(EXIT_DONE, EXIT_USAGE, EXIT_MACHINE, EXIT_INTERRUPTED)))
 def attack(
     what: Annotated[str, typer.Argument(
         metavar="RESULT|SCENARIO", help="A result's directory or summary.json: what was observed there. "
-        "A scenario: what its arms say they will do; no packet is sent.", autocompletion=complete.scenarios)],
+        "A scenario: what its arms say they will do; no packet is sent, unless an option says so.",
+        autocompletion=complete.scenarios)],
     arms: Annotated[str, typer.Option(help="Of a scenario, only these arms, by comma; 'none' is always there.",
                                       autocompletion=complete.arms)] = "",
+    try_techniques: Annotated[bool, typer.Option(
+        "--techniques", help="With real packets, a lab an arm: MITRE ATT&CK techniques, as a table.")] = False,
+    only: Annotated[str, typer.Option(help="Of the techniques, only these, by comma; what they need is theirs.")] = "",
+    every_foothold: Annotated[bool, typer.Option(
+        "--every-foothold", help="With real packets, a lab an arm: seeded campaigns from every process of every host.",
+        )] = False,
+    all_vulnerable: Annotated[bool, typer.Option(
+        "--all-vulnerable", help="With these: as if all that listens could be taken, not only what is declared.",
+        )] = False,
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Of every foothold, so many campaigns.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Blast radius from every foothold, ways to the crown jewels and what would cut them, how hard the goal is."""
+    if try_techniques or every_foothold:
+        from bench.commands import attack_live
+
+        attack_live.run(what, arms, only if try_techniques else None, runs, all_vulnerable, as_json)
+        return
     saved = Path(what).is_dir() or Path(what).name == "summary.json"
     source, found = ("observed", _observed(Path(what))) if saved else ("expected", _expected(what, arms))
     if as_json:

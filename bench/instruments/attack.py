@@ -24,7 +24,10 @@ DROPPED_USER = "nobody"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One host taken: from where, through the taken process or the dropped binary, and when (seconds from start)."""
+    """One host taken: from where, through the taken process or the dropped binary, and when.
+
+    `after_s`: seconds from the start; `attempts`: those made until then.
+    """
 
     source: str
     target: str
@@ -32,6 +35,7 @@ class Step:
     port: int
     channel: str
     after_s: float
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class _Attacker:
             self._keep(flows, [one.attempted for one in got])
             after_s = time.monotonic() - self.begin
             found |= {index: Step(opened[index][1].source, one.host, one.process, opened[index][1].port,
-                                  opened[index][0], after_s)
+                                  opened[index][0], after_s, len(self.observations))
                       for index, one in zip(tried, got, strict=True) if one.owned}
             ports = {key: left for (key, left), one in zip(ports.items(), got, strict=True) if left and not one.owned}
         return [found[index] for index in sorted(found)]
