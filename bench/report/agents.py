@@ -30,7 +30,8 @@ def show_status(found: Found) -> None:
             print(f"\none agent for {len(served)} host{'s' * (len(served) > 1)}: up {agent['up_s']:.0f} s, "
                   f"{agent['cpu_s']:.2f} s of CPU, {agent['executables']} executables named"
                   f"{', taken over from one that died' if agent['took_over'] else ''}\n"
-                  f"attached: {' '.join(agent['programs'])}")
+                  f"attached: {' '.join(agent['programs'])}; on interfaces, at {one['host']}: "
+                  f"{', '.join(one['interfaces']) or 'not known'}")
 
 
 def show_policy(found: Found) -> None:

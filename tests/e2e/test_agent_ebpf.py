@@ -70,6 +70,7 @@ def test_labctl_agent_tells_what_is_loaded_and_why() -> None:
         status = json.loads(labctl("agent", "status", "--json", "--lab", lab).stdout)["hosts"]
         assert set(status) == {"user-1", "user-2", "web-1", "web-2", "api-1", "api-2", "db"}
         assert all(one["mode"] == "enforce" and "connect4" in one["agent"]["programs"] for one in status.values())
+        assert all(one["interfaces"] == ["eth0 in", "eth0 out"] for one in status.values())
         assert labctl("probe", "web-1/frontend", "db", "6379/tcp", "--expect", "deny", "--lab", lab).returncode == 0
         told = labctl("agent", "explain", "web-1/frontend", "db", "6379/tcp", "--lab", lab).stdout
         assert "deny, by the default" in told and "/opt/shop/frontend (www)" in told

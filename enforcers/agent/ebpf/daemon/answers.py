@@ -42,6 +42,7 @@ class Answers:
             "default": "allow" if config and config["default_in"] else "deny",
             "rules": len(policy.get("rules", ())), "entries": self._entries(policy), "epoch": host.epoch,
             "update_ms": host.update_ms, "revoke_ms": host.revoke_ms, "counters": self._kernel.counters(host.index),
+            "interfaces": host.interfaces,
             "agent": {"hosts": self._hosts.names(), "up_s": round(time.monotonic() - self._begun, 1),
                       "cpu_s": round(time.process_time(), 3), "took_over": not self._kernel.fresh,
                       "executables": len(self._hosts.executables.by_key), "hashed": self._hosts.executables.hashed,

@@ -94,8 +94,7 @@ def start(place: Place) -> None:
 
                 set_tags(place.bpf, tags)
             _adopt(place)
-            _guard(place)
-            ask(place, "join").close()
+            ask(place, "join", *_guard(place)).close()
             return
         except NoAgentError:  # its last host left just now, and it with it
             if time.monotonic() > deadline:
@@ -123,22 +122,24 @@ def _adopt(place: Place) -> None:
         read(f"{place.bpf}/iter_{name}")
 
 
-def _guard(place: Place) -> None:
+def _guard(place: Place) -> list[str]:
     """Judge at the host's interfaces what no socket sees: what the kernel itself answers, and packet sockets' frames.
 
     By filters and not by tcx links: the kernel makes the whole machine wait 17 ms for each of these, one after another,
-    which is seven seconds for a lab of two hundred hosts.
+    which is seven seconds for a lab of two hundred hosts. Returns the interfaces.
     """
     from lab.bpf import clsact, syscall
 
-    interfaces = clsact.Interfaces()
+    interfaces, names = clsact.Interfaces(), []
     for way, where in (("in", clsact.INGRESS), ("out", clsact.EGRESS)):
         program = syscall.pinned(f"{place.bpf}/prog_interface_{way}")
         for number, name in sockets.if_nameindex():
             if name != "lo":  # within a host the sender is judged, and everything about both ends is known
                 interfaces.attach(number, where, program, f"labctl-{way}")
+                names.append(f"{name} {way}")
         os.close(program)
     interfaces.close()
+    return names
 
 
 def _unguard(place: Place) -> None:

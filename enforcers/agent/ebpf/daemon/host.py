@@ -34,6 +34,7 @@ class Host:
         self.lost: Counts = Counts()
         self.seen: Counts = Counts()
         self.counters: dict[str, int] = {}
+        self.interfaces: list[str] = []  # where this host's start attached programs; not known of a dead agent's
         self.looked = 0.0  # when its listeners' holders were looked at last
         self.since = time.monotonic()
         self.update_ms = self.revoke_ms = 0.0  # the last change of policy: until it was in force; its walk afterwards

@@ -92,9 +92,10 @@ class Hosts:
         self._name_all(host)
         return self._know_scripts(host)
 
-    def join(self, name: str) -> None:
+    def join(self, name: str, interfaces: list[str]) -> None:
         """Put a host's policy in force; what is established and forbidden is cut."""
         host = self.get(name)
+        host.interfaces = interfaces
         self._apply(host)
 
     def update(self, name: str) -> None:

@@ -99,7 +99,7 @@ class Service:
         if verb == "prepare":
             return self._hosts.prepare(host)
         if verb == "join":
-            self._hosts.join(host)
+            self._hosts.join(host, words)
         elif verb == "leave":
             self._hosts.leave(host)
         elif verb == "update":
