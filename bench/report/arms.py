@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -21,13 +21,14 @@ _LEGEND = (
 
 
 def show(arms: Sequence[Arm], console: Console) -> None:
-    """Print every arm: what it is and needs, then the claims of all in one table."""
+    """Print every arm: what it is and needs, then the claims of all side by side."""
     for arm in arms:
         _describe(arm, console)
     sound = [arm.entry for arm in arms if arm.entry.coverage is not None]
     if sound:
-        console.print(_claims(sound))
-        console.print()
+        for part in _fitting(sound, console.width):
+            console.print(_claims(part))
+            console.print()
         for line in _LEGEND:
             console.print(line, style="dim")
 
@@ -55,6 +56,20 @@ def _describe(arm: Arm, console: Console) -> None:
     for remedy in arm.remedies:
         console.print(f"  mend: {escape(remedy)}")
     console.print()
+
+
+def _fitting(entries: Sequence[Entry], width: int) -> Iterator[Sequence[Entry]]:
+    """The arms in portions whose names fit beside each other, so that none is cut short."""
+    part: list[Entry] = []
+    used = first = max(map(len, CLASSES)) + 2
+    for entry in entries:
+        need = len(entry.arm.name) + 2
+        if part and used + need > width:
+            yield part
+            part, used = [], first
+        part.append(entry)
+        used += need
+    yield part
 
 
 def _claims(entries: Sequence[Entry]) -> Table:

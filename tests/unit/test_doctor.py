@@ -143,6 +143,15 @@ def test_on_this_machine(command: str) -> None:
         assert arm["name"] in plain.stdout
 
 
+def test_the_names_of_arms_are_whole_however_narrow_the_terminal() -> None:
+    out = io.StringIO()
+    arms = checkup.arms(checkup.catalogue(), Features(), ())
+    arms_report.show(arms, Console(file=out, width=60))
+    heads = [line for line in out.getvalue().splitlines() if line.startswith("claims ")]
+    assert sorted(" ".join(head.removeprefix("claims") for head in heads).split()) == sorted(
+        one.entry.arm.name for one in arms if one.entry.coverage is not None)
+
+
 def test_two_arms_claim_what_their_technique_can() -> None:
     found = {one.arm.name: one.coverage for one in checkup.catalogue()}
     assert found["chokepoint"]["same segment"] == "no" and found["chokepoint"]["across segments"] == "yes"
