@@ -19,7 +19,7 @@ from tests.e2e.isolated import ROOT, call
 from tests.e2e.switch_costs import TEXT
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
-_BLOCKS, _BUDGET_S = 10, 600
+_BLOCKS, _BUDGET_S = 6, 600
 ENTRIES = 10_000
 AIMS = {"crr_rate": 0.90, "rr_p50_us": 1.09}
 
