@@ -12,6 +12,7 @@ from bench.commands import (
     attack,
     complete,
     crowding,
+    drills,
     inside,
     machine,
     measure,
@@ -83,8 +84,8 @@ def run(
         raise fail(str(err), EXIT_MACHINE) from None
 
 
-for part in (standing.app, inside.app, scenarios.app, results.app, attack.app, measure.app, machine.app, selftest.app,
-             crowding.app):
+for part in (standing.app, inside.app, scenarios.app, results.app, attack.app, measure.app, crowding.app, drills.app,
+             machine.app, selftest.app):
     app.registered_commands += part.registered_commands
 app.add_typer(scenarios.importers, name="import")
 app.add_typer(agent.app, name="agent")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lab.model import (
     Deployment,
@@ -80,6 +80,12 @@ class Guarded:
             raise EnforcerError(f"arm '{self.name}' has no agent that can be asked; "
                                 "labctl up SCENARIO --arm agent-ebpf has")
         return tuple(self._call("ask", lambda: asks(host, verb, *words)))
+
+    def failing(self, way: Literal["open", "closed"]) -> Guarded | None:
+        """The same arm, set to pass or to refuse what is new when it falls silent; None where it cannot be set so."""
+        offers = getattr(self._enforcer, "failing", None)
+        made = self._call("failing", lambda: offers(way)) if offers is not None else None
+        return Guarded(self.name, made) if made is not None else None
 
     def _call(self, verb: str, ask: Callable[[], T]) -> T:
         try:

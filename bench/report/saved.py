@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from bench.report import summary as shape
 from bench.report.summary import Summary
 
+_OTHERS = ("failure.json", "churn.json")  # of commands that compare no costs: nothing to set beside a run
+
 
 class SavedError(Exception):
     """A result cannot be read; the message says why and what to do, in a line."""
@@ -56,6 +58,8 @@ def entries(root: Path) -> tuple[Entry, ...]:
 
 def _entries(root: Path) -> Iterator[Entry]:
     for directory in root.glob("*/*/"):
+        if any((directory / name).exists() for name in _OTHERS):
+            continue
         try:
             yield Entry(directory, directory.parent.name, read(directory))
         except SavedError as err:

@@ -80,6 +80,10 @@ class AgentEbpf:
         """The command by which the agent of `host` answers `labctl agent`."""
         return bundle.command(host, verb, *words)
 
+    def failing(self, way: Literal["open", "closed"]) -> AgentEbpf | None:
+        """The same agent, whose programs pass or refuse new flows once it has been silent for 5 s."""
+        return AgentEbpf(self.mode, "opens" if way == "open" else "closes")
+
     def _settings(self) -> dict[str, str]:
         return {"mode": self.mode, "on_silence": self.on_silence}
 
@@ -96,6 +100,9 @@ class AgentEbpfMonitor(AgentEbpf):
         """The agent's own tables, whose effect is that everything passes."""
         passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
         return replace(super().compile(policy, topology), effective=Policy("allow", ()), approximations=(passed,))
+
+    def failing(self, way: Literal["open", "closed"]) -> None:
+        """A monitor refuses nothing, so there is nothing to set."""
 
     def covers(self, flow: Flow, topology: Topology) -> bool:
         """Nothing: a monitor decides nothing."""

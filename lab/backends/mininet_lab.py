@@ -30,7 +30,9 @@ class MininetTestbed(ServedTestbed):
     def __init__(self, topology: Topology, labhost: Path, cgroup: Path | None, actors: Collection[Actor]) -> None:
         self.topology = topology
         self.cgroup = cgroup
-        self._labhost, self._binary = labhost, labhost.read_bytes()
+        self.labhost = labhost
+        self._binary = labhost.read_bytes()
+        self._ports = {name: mininet_net.port_of(topology, name) for name in topology.hosts}
         self._control = str(RUN_DIR / "control.sock")
         self._sockets = RUN_DIR / "hosts"
         self._sockets.mkdir(mode=0o700, exist_ok=True)
@@ -78,7 +80,7 @@ class MininetTestbed(ServedTestbed):
 
     def port_of(self, point: Point) -> str:
         """The interface that is the switch side of a host's link."""
-        return mininet_net.port_of(self.topology, point.host)
+        return self._ports[point.host]
 
     def relearn(self) -> None:
         """Have the bridges forget behind which port each host is, after somebody spoke in another's name."""
@@ -90,6 +92,24 @@ class MininetTestbed(ServedTestbed):
     def port_cgroup(self) -> Path | None:
         """The cgroup of what runs at switch ports."""
         return self.switch.cgroup
+
+    # --- hosts that join later: mininet_churn.py ---
+
+    def adopt(self, topology: Topology, name: str, port: str) -> None:
+        """From now on the lab is `topology`, in which `name` is new: its link's switch side is called `port`."""
+        self.topology = topology
+        self._ports[name] = port
+        for daemon in (False, True):
+            if group := self.cgroup_of(name, daemon):
+                group.mkdir()
+
+    def know_pid(self, name: str, pid: int) -> None:
+        """A host that joined stands: its PID 1, as labctl sees it."""
+        self._pids[name] = pid
+
+    def serve_more(self, actors: Collection[Actor]) -> None:
+        """Start these services too and tell them what they are for."""
+        self._serve_some(actors)
 
     # --- parts ---
 
@@ -113,7 +133,7 @@ class MininetTestbed(ServedTestbed):
         """
         self.services.close()
         self.net.stop()
-        reclaim.await_reclaimed([f"p{index}" for index in range(len(self.topology.hosts))], DOWN_TIMEOUT_S)
+        reclaim.await_reclaimed(list(self._ports.values()), DOWN_TIMEOUT_S)
 
     def _place_service(self, host: str, path: str) -> None:
         self.put(host, {path: self._binary})

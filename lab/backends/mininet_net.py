@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import mininet.node
 import mininet.topo
 
 from lab.hosts import init_client
-from lab.model import FAMILIES, Family, Segment, Topology
+from lab.model import FAMILIES, Family, Host, Segment, Topology
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -229,12 +229,31 @@ def plan(topology: Topology, sockets: Path) -> Iterator[str]:
             yield f"address eth{index} {family} {_gateway(segment, family)} {_length(segment, family)}"
     lengths = {(s.name, family): _length(s, family) for s in topology.segments.values() for family in FAMILIES}
     for index, host in enumerate(topology.hosts.values()):
-        segment = topology.segments[host.segment]
-        yield f"host {host.name} {sockets / host.name}.sock"
-        yield f"link eth0 {bridges[host.segment]} p{index} {host.mac}"
-        for family in FAMILIES:
-            yield f"address eth0 {family} {host.address(family)} {lengths[segment.name, family]}"
-            yield f"default eth0 {family} {_gateway(segment, family)}"
+        yield from _host_lines(host, topology.segments[host.segment], bridges[host.segment], f"p{index}",
+                               sockets / f"{host.name}.sock", lengths)
+
+
+def plan_of(topology: Topology, name: str, port: str, socket: Path) -> Iterator[str]:
+    """The lines for one host of `topology` that joins a lab which stands; `port`: the switch side of its link."""
+    host = topology.hosts[name]
+    segment, bridge = topology.segments[host.segment], bridge_of(topology, host.segment)
+    yield from _sysctl_lines(HOST_SYSCTLS)
+    yield f"standing {bridge}"
+    yield f"member {bridge} {segment.gateway4} {segment.gateway6} {router_mac(topology, host.segment)}"
+    for mate in topology.hosts.values():
+        if mate.segment == host.segment:
+            yield f"member {bridge} {mate.v4} {mate.v6} {mate.mac}"
+    lengths = {(segment.name, family): _length(segment, family) for family in FAMILIES}
+    yield from _host_lines(host, segment, bridge, port, socket, lengths)
+
+
+def _host_lines(host: Host, segment: Segment, bridge: str, port: str, socket: Path,
+                lengths: Mapping[tuple[str, Family], int]) -> Iterator[str]:
+    yield f"host {host.name} {socket}"
+    yield f"link eth0 {bridge} {port} {host.mac}"
+    for family in FAMILIES:
+        yield f"address eth0 {family} {host.address(family)} {lengths[segment.name, family]}"
+        yield f"default eth0 {family} {_gateway(segment, family)}"
 
 
 def _sysctl_lines(values: dict[str, str]) -> Iterator[str]:

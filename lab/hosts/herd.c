@@ -113,7 +113,8 @@ static void make_bridges(void)
     struct netlink n;
     netlink_open(&n);
     for (size_t i = 0; i < plan.segments_len; i++)
-        netlink_bridge(&n, plan.segments[i].bridge);
+        if (!plan.segments[i].standing)
+            netlink_bridge(&n, plan.segments[i].bridge);
     sync_or_die(&n);
     for (size_t i = 0; i < plan.segments_len; i++)
         plan.segments[i].index = netlink_index(&n, plan.segments[i].bridge);

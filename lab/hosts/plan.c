@@ -72,8 +72,10 @@ static bool take(struct plan *p, char **w, int n)
         *s = (struct sysctl){w[1], w[2]};
         return true;
     }
-    if (!strcmp(w[0], "segment") && n == 2) {
-        ADD(p->segments, p->segments_len)->bridge = w[1];
+    if ((!strcmp(w[0], "segment") || !strcmp(w[0], "standing")) && n == 2) {
+        struct segment *added = ADD(p->segments, p->segments_len);
+        added->bridge = w[1];
+        added->standing = !strcmp(w[0], "standing");
         return true;
     }
     if (!strcmp(w[0], "member") && n == 5)

@@ -3,6 +3,7 @@
  * One line a fact, fields separated by single spaces, empty lines ignored:
  *     sysctl KEY VALUE              of every host (a key as under /proc/sys, a value without spaces)
  *     segment BRIDGE                a bridge, made in the caller's network namespace
+ *     standing BRIDGE               one that is there already: hosts join a lab that stands
  *     member BRIDGE V4 V6 MAC       whom the hosts of a segment have as permanent neighbours
  *     host NAME SOCKET              the lines below it are about this host, until the next
  *     sysctl KEY VALUE
@@ -13,6 +14,7 @@
 #ifndef LABHOST_PLAN_H
 #define LABHOST_PLAN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,6 +32,7 @@ struct member {
 struct segment {
     const char *bridge;
     unsigned index; /* of the bridge, once it is made */
+    bool standing;  /* it is there already */
     struct member *members;
     size_t members_len;
 };
