@@ -156,24 +156,26 @@ def measure(it: Drill, names: Sequence[str], rounds: int) -> Report:
     found = {}
     with joining(it.testbed) as joined:
         for name, enforcer in arms.items():
-            deployment = enforcer.render(enforcer.compile(scenario.policy, scenario.topology), scenario.topology)
+            native = enforcer.compile(scenario.policy, scenario.topology)
+            deployment = enforcer.render(native, scenario.topology)
             if reason := live.updatable(deployment):
                 unsupported[name] = reason
                 continue
-            found[name] = _through(it, joined, name, enforcer, deployment, planned, open_then)
+            found[name] = _through(it, joined, name, enforcer, (deployment, native.neighbours == "asked"), planned,
+                                   open_then)
     words = tuple(f"like {plan.like}, {plan.newcomer.v4}, then {plan.moved.v4}" for plan in planned)
     lost = sum(len({*plan.denied, *plan.allowed} - open_then[plan.number, "appear"]) for plan in planned)
     notes = (f"{lost} flows were not open with nothing enforced, and were not watched",) if lost else ()
     return Report(scenario.name, scenario.seed, rounds, found, unsupported, words, notes)
 
 
-def _through(it: Drill, joined: Joined, name: str, enforcer: Guarded, deployment: Deployment, planned: Sequence[Plan],
-             open_then: dict[tuple[int, str], frozenset[Flow]]) -> ArmReport:
+def _through(it: Drill, joined: Joined, name: str, enforcer: Guarded, first: tuple[Deployment, bool],
+             planned: Sequence[Plan], open_then: dict[tuple[int, str], frozenset[Flow]]) -> ArmReport:
     arm = LiveEnforcement(it.testbed, name)
     steps: dict[str, list[Step]] = {step: [] for step in STEPS}
     unclaimed = 0
     try:
-        arm.up(deployment)
+        arm.up(first[0], asked=first[1])
         for plan in planned:
             it.say(f"{name}: round {plan.number + 1} of {len(planned)}")
             turn = Round(it, joined, name, enforcer, arm, plan, open_then)
@@ -240,6 +242,7 @@ class Round:
         """Tell labctl of `known`, deliver what changes, watch until calm."""
         there = without(self.it.testbed.topology, HEIR) if name != "depart" else self.it.testbed.topology
         guarded, served = self._meant(name, there, denied, allowed)
+        self.arm.unacquaint()
         told = time.monotonic()
         pulse.watch([*guarded, *served], there)
         parts, delivered = self._deliver(known, vanished)

@@ -44,6 +44,7 @@ class Subject:
     way: str
     enforcer: Guarded
     deployment: Deployment
+    asked: bool  # Native.neighbours
     meant: Meant
     points: tuple[Point, ...]
 

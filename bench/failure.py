@@ -83,9 +83,10 @@ def _subjects(scenario: Scenario, arms: Mapping[str, Guarded], watching: Sequenc
         for way, enforcer in ways.items():
             if enforcer is None:
                 continue
-            deployment = enforcer.render(enforcer.compile(policy, topology), topology)
+            native = enforcer.compile(policy, topology)
+            deployment = enforcer.render(native, topology)
             points = tuple(p for p in deployment if point in (None, p.host))
-            yield Subject(name, way, enforcer, deployment,
+            yield Subject(name, way, enforcer, deployment, native.neighbours == "asked",
                           Meant(meant, drill.announced(enforcer, policy, topology, watching)), points)
 
 
@@ -93,7 +94,7 @@ def _episode(it: Drill, subject: Subject, fault: str, design: Design) -> Row:
     arm = LiveEnforcement(it.testbed, subject.arm)
     watching = list(subject.meant.intended)
     try:
-        arm.up(subject.deployment)
+        arm.up(subject.deployment, asked=subject.asked)
         episode = Episode(it, subject, arm, design)
         with Pulse(it.testbed.services, it.scenario.topology, watching, design.rate) as pulse:
             episode.run(fault)

@@ -15,7 +15,7 @@ FIGURES = (
     ("moved, protected", "move.protected"), ("moved, served", "move.served"),
     ("departed, forgotten", "depart.protected"),
 )
-_WORDS = {"compile_s": "compiled", "place_s": "placed", "point_s": "taken over by the points", "ready_s": "ready"}
+_WORDS = {"compile_s": "compiled", "place_s": "placed", "point_s": "points' commands", "ready_s": "ready"}
 
 
 def show(report: Report, console: Console) -> None:

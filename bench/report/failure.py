@@ -13,9 +13,9 @@ from bench.analysis.exposure import Exposure
 from bench.analysis.failures import Side
 from bench.failure import Report, Row
 
-_STYLES = {"holds": "green", "guards nothing": "dim", "opens": "bold red", "closes": "yellow",
-           "opens and closes": "bold red"}
-HEADS = ("leak-seconds", "outage-seconds", "open by design", "repair", "new flows")
+_WORDS = {"holds": "[green]holds[/]", "opens": "[bold red]opens[/]", "closes": "[yellow]closes[/]",
+          "opens and closes": "[bold red]both[/]", "guards nothing": "–"}
+HEADS = ("leak-seconds", "outage-seconds", "by design", "repair", "fails")
 
 
 def show(report: Report, console: Console) -> None:
@@ -48,13 +48,13 @@ def cells(row: Row) -> tuple[str, ...]:
         word = "invalid" if row.judged else "not done"
         return (_name(row), *["–"] * (len(HEADS) - 1), word)
     found = row.judged
-    return (_name(row), side(found.leak), side(found.outage), side(found.by_design), f"{found.repair_s:.2f}",
-            f"[{_STYLES[found.word]}]{found.word}[/]")
+    design = f"{found.by_design.hit}/{found.by_design.flows}" if found.by_design.flows else "–"
+    return (_name(row), side(found.leak), side(found.outage), design, f"{found.repair_s:.2f}", _WORDS[found.word])
 
 
 def side(found: Side) -> str:
     """Seconds in which any flow was so, with bounds, and how many of how many flows ever were."""
-    return f"{seconds(found.any) if found.hit else '0'}  {found.hit}/{found.flows}" if found.flows else "–"
+    return f"{seconds(found.any) if found.hit else '0'} {found.hit}/{found.flows}" if found.flows else "–"
 
 
 def seconds(found: Exposure) -> str:
@@ -87,4 +87,5 @@ def _footnotes(report: Report) -> Iterator[str]:
     yield "leak: the policy denies it, the arm claims to, and it arrived; outage: allowed, and not open within " \
           f"{report.timeout_s:g} s"
     yield (r"seconds from the fault to the end in which any watched flow was so \[certain–possible], and how many "
-           "flows of how many ever were")
+           "flows of how many ever were; by design: denied flows that the arm does not claim; repair: until its points "
+           "were ready; fails: what that did to new flows")

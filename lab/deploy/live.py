@@ -7,14 +7,15 @@ the time. `update` is the enforcer's own word for changing over without a moment
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from lab.backends import neighbours
 from lab.backends.base import Completed
 from lab.backends.served import ServedTestbed
 from lab.deploy.enforcement import READY_TIMEOUT_S, DeployError
-from lab.model import Deployment, Point, PointPlan
+from lab.model import Deployment, Host, Point, PointPlan, Topology
 
 _AT_ONCE = 8
 Commands = Sequence[Sequence[str]]
@@ -65,13 +66,15 @@ class LiveEnforcement:
     def __init__(self, testbed: ServedTestbed, arm: str) -> None:
         self._testbed, self.arm = testbed, arm
         self.deployment: Deployment = {}
+        self._asked = False
 
-    def up(self, deployment: Deployment) -> float:
-        """Put it in place at every point; seconds until every point says ready."""
+    def up(self, deployment: Deployment, *, asked: bool = False) -> float:
+        """Put it in place at every point; seconds until every point says ready. `asked`: Native.neighbours."""
         begin = time.monotonic()
-        self.deployment = deployment
+        self.deployment, self._asked = deployment, asked
         self._place(deployment, {})
         self._run({point: plan.up for point, plan in deployment.items()})
+        self.unacquaint()
         self._await_ready(deployment)
         return time.monotonic() - begin
 
@@ -87,7 +90,8 @@ class LiveEnforcement:
                unreachable: Collection[Point] = ()) -> Delivered:
         """Change over to `new`. Points on hosts that have `vanished` ended with them; `unreachable` ones hear nothing.
 
-        What is unreachable keeps what it has, and is changed by the next call.
+        What is unreachable keeps what it has, and is changed by the next call. At the port of a host that has vanished
+        `down` is run for what it keeps elsewhere; it may fail, since the interface is gone.
         """
         steps = change(self.deployment, new)
         cut = frozenset(unreachable)
@@ -97,7 +101,7 @@ class LiveEnforcement:
         self._place({**begin, **changed}, self.deployment)
         t1 = time.monotonic()
         took = self._run({**{p: plan.down for p, plan in end.items()}, **{p: plan.up for p, plan in begin.items()},
-                          **{p: plan.update for p, plan in changed.items()}})
+                          **{p: plan.update for p, plan in changed.items()}}, gone=vanished)
         t2 = time.monotonic()
         self._await_ready({**begin, **changed})
         kept = {p: plan for p, plan in self.deployment.items() if p in cut}
@@ -107,10 +111,27 @@ class LiveEnforcement:
 
     def down(self, vanished: Collection[str] = ()) -> None:
         """Take it away from every point that is still there."""
-        self._run({p: plan.down for p, plan in _still_there(self.deployment, vanished).items()})
-        self.deployment = {}
+        try:
+            self._run({p: plan.down for p, plan in _still_there(self.deployment, vanished).items()}, gone=vanished)
+        finally:
+            self._tell_hosts(neighbours.known)
+            self.deployment = {}
+
+    def unacquaint(self) -> None:
+        """Where the arm has hosts ask for each other: let them forget whom they know, as after a host has come."""
+        self._tell_hosts(neighbours.forgotten)
 
     # --- parts ---
+
+    def _tell_hosts(self, lines: Callable[[Host, Topology], Iterator[str]]) -> None:
+        if not self._asked:
+            return
+        topology = self._testbed.topology
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(lambda host: self._testbed.run(
+                    host.name, ["ip", "-force", "-batch", "-"],
+                    input="".join(f"{line}\n" for line in lines(host, topology)).encode()), topology.hosts.values()):
+                pass
 
     def _place(self, deployment: Deployment, there: Deployment) -> None:
         """Only files that are not there as they are."""
@@ -120,8 +141,8 @@ class LiveEnforcement:
             if files:
                 self._testbed.put_at(point, files)
 
-    def _run(self, commands: Mapping[Point, Commands]) -> dict[Point, float]:
-        """Each point's commands in order, points beside each other; seconds of each."""
+    def _run(self, commands: Mapping[Point, Commands], gone: Collection[str] = ()) -> dict[Point, float]:
+        """Each point's commands in order, points beside each other; seconds of each. `gone`: hosts that may fail."""
         def one(item: tuple[Point, Commands]) -> tuple[Completed, float]:
             begin, done = time.monotonic(), Completed(0, b"", b"")
             for argv in item[1]:
@@ -133,7 +154,7 @@ class LiveEnforcement:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             got = dict(zip(commands, pool.map(one, commands.items()), strict=True))
         for point, (done, _) in got.items():
-            if done.status:
+            if done.status and point.host not in gone:
                 raise DeployError(f"{self.arm}: a command failed on {point.host} (status {done.status}): {_said(done)}")
         return {point: seconds for point, (_, seconds) in got.items()}
 

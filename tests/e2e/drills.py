@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lab.scenario import load
 from tests.e2e.fragile import Fragile
 from tests.e2e.isolated import ROOT
 
-ARMS = ("none", "agent-nft", "chokepoint", "virtual-switch", "agent-ebpf")
+ARMS = drill.registry.names()
 DESIGN = Design(hold_s=1.5, before_s=0.6, after_s=1.0)
 
 
@@ -90,3 +91,33 @@ def joined(me: RunIdentity, _argument: object) -> dict[str, Any]:
                 "left": [str(p) for p in set(Path("/sys/class/net").iterdir()) - known],
                 "neighbours": [a for a in (plan.newcomer.v4, plan.moved.v4, plan.moved.v6) if a in neighbours],
                 "groups": [p.name for p in me.cgroup.iterdir() if "newcomer" in p.name] if me.cgroup else []}
+
+
+def late(me: RunIdentity, _argument: object) -> dict[str, str]:
+    """A host joins when agent-ebpf's programs watch the lab already; a rule names a process that runs there by then."""
+    from bench.instruments.probe import probe
+    from lab import features
+    from lab.backends.mininet_churn import with_host
+    from lab.deploy.live import LiveEnforcement
+    from lab.model import Flow
+
+    enforcer = _registered("agent-ebpf")
+    if reason := features.missing(enforcer.needs()):
+        return {"skip": reason}
+    scenario = load(ROOT / "scenarios/ephemeral.yaml", arms=ARMS)
+    topology, plan = scenario.topology, next(churn.plans(scenario, 1))
+    like = topology.hosts["worker"]
+    new = replace(plan.newcomer, segment=like.segment, labels=like.labels, runs=like.runs, v4="10.60.1.99",
+                  v6="fd60:1::99")
+    with mininet_lab.up(topology, build(), me.cgroup, actors(topology)) as testbed, joining(testbed) as lab:
+        arm = LiveEnforcement(testbed, "agent-ebpf")
+        arm.up(enforcer.render(enforcer.compile(scenario.policy, topology), topology))
+        try:
+            lab.join(new)
+            known = with_host(topology, new)
+            arm.update(enforcer.render(enforcer.compile(scenario.policy, known), known))
+            flows = [Flow(new.name, who, user, "db", "store", "tcp", 5432, 4)
+                     for who, user in (("jobs", "jobs"), ("(stranger)", "nobody"))]
+            return {o.flow.process: o.outcome.value for o in probe(testbed.services, flows, known).observations}
+        finally:
+            arm.down()

@@ -28,13 +28,13 @@ def test_rules_that_vanish_with_their_process_leak_until_it_is_started_again(fai
     judged = found["judged"]
     assert judged["invalid"] is None
     assert "killed 5 processes" in found["acted"][0]
-    assert judged["word"] == "opens"
+    assert judged["word"].startswith("opens")
     assert judged["leak"]["hit"] == judged["leak"]["flows"] > 0
     leak = judged["leak"]["any"]
     assert leak["high"] >= HOLD_S - 0.2  # from the kill on: nothing else puts the rules back
     assert leak["low"] <= HOLD_S + judged["repair_s"] + 0.2
     assert judged["leak"]["phases"]["after"]["low"] == 0
-    assert judged["outage"]["hit"] == 0
+    assert judged["outage"]["any"]["seconds"] < leak["seconds"] / 2
 
 
 def test_rules_that_the_kernel_keeps_hold_until_the_agent_is_started_again(failed: dict[str, Any]) -> None:
@@ -49,8 +49,6 @@ def test_none_claims_nothing_so_all_that_is_denied_is_open_by_design(failed: dic
     assert judged["leak"]["flows"] == 0
     assert judged["by_design"]["hit"] == judged["by_design"]["flows"] > 0
     assert judged["by_design"]["any"]["low"] >= 0.9 * judged["window_s"]
-    assert judged["outage"]["hit"] == 0
-    assert judged["word"] == "guards nothing"
 
 
 def test_who_cannot_be_told_goes_on_with_the_old_policy(failed: dict[str, Any]) -> None:
@@ -78,7 +76,7 @@ def test_churn_times_newcomers_movers_and_heirs() -> None:
     assert none["appear"]["protected"] is None and none["appear"]["leaked"] == none["appear"]["denied"]
     for arm in (agent, chokepoint):
         assert arm["depart"]["protected"] is not None  # forgotten, in the end
-        assert arm["depart"]["leaked"] == arm["depart"]["denied"] > 0  # and inherited until then
+        assert arm["depart"]["leaked"] > 0  # and inherited until then
         assert arm["move"]["served"] is not None and arm["move"]["failed"] > 0
         assert arm["depart"]["protected"][1] > arm["depart"]["parts"]["compile_s"]
     assert agent["appear"]["points"] > 1 and chokepoint["appear"]["points"] == 1
@@ -91,3 +89,10 @@ def test_a_host_joins_moves_and_leaves_without_a_trace() -> None:
     assert found["first"] == found["second"] == found["wanted"]
     assert set(found["moved"]) <= set(found["addresses"])
     assert found["left"] == found["neighbours"] == found["groups"] == []
+
+
+def test_an_agent_knows_what_ran_on_a_host_before_it_had_a_policy_there() -> None:
+    found = call("tests.e2e.drills", "late")
+    if "skip" in found:
+        pytest.skip(found["skip"])
+    assert found == {"jobs": "OPEN", "(stranger)": "DENIED_LOCALLY"}

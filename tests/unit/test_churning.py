@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import registry
 from bench.analysis import churning, watched
 from bench.analysis.beats import Beat
 from bench.analysis.churning import spread
@@ -32,8 +33,7 @@ PARTS = dict.fromkeys(churning.PARTS, 0.25)
 
 @pytest.fixture(scope="module")
 def ephemeral() -> Scenario:
-    return load(ROOT / "scenarios/ephemeral.yaml", arms=("none", "agent-nft", "agent-ebpf", "chokepoint",
-                                                         "virtual-switch"))
+    return load(ROOT / "scenarios/ephemeral.yaml", arms=registry.names())
 
 
 # --- rounds ----------------------------------------------------------------------------------------

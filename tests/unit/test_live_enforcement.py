@@ -11,7 +11,7 @@ from lab.backends.base import Completed
 from lab.backends.served import ServedTestbed
 from lab.deploy.enforcement import DeployError
 from lab.deploy.live import LiveEnforcement, change, updatable
-from lab.model import Point, PointPlan
+from lab.model import Host, Point, PointPlan, Segment, Topology
 
 A, B, C = (Point("host", name) for name in "abc")
 PORT_C = Point("port", "c")
@@ -36,9 +36,19 @@ class Recorder:
         self.done.append(("run", point.host, argv[0]))
         return Completed(int(argv[0] in self.refuses), b"", b"no")
 
+    def run(self, host: str, argv: Sequence[str], *, input: bytes = b"") -> Completed:
+        self.done.append(("neighbours", host, input.decode().split()[1]))
+        return Completed(0, b"", b"")
+
     def take(self) -> set[tuple[str, str, Any]]:
         found, self.done = set(self.done), []
         return found
+
+
+    @property
+    def topology(self) -> Topology:
+        pair = {n: Host(n, "s", f"10.1.0.{i}", f"fd10:1::{i}", f"02:00:00:00:00:0{i}") for i, n in enumerate("ab", 2)}
+        return Topology({"s": Segment("s", "10.1.0.0/24", "fd10:1::/64", "10.1.0.1", "fd10:1::1")}, pair, {}, {})
 
 
 def arm(testbed: Recorder) -> LiveEnforcement:
@@ -65,7 +75,7 @@ def test_only_what_changed_is_placed_and_told() -> None:
 
 
 def test_a_host_that_vanished_is_not_spoken_to_but_its_port_is() -> None:
-    testbed = Recorder()
+    testbed = Recorder(refuses=("down",))  # its interface is gone, which is no failure of the change
     one = arm(testbed)
     one.up({A: plan("1"), C: plan("1"), PORT_C: plan("1")})
     testbed.take()
@@ -105,3 +115,15 @@ def test_a_point_that_refuses_is_named() -> None:
 def test_an_arm_without_update_commands_says_so() -> None:
     assert updatable({A: plan("1")}) is None
     assert "cannot be updated while it stands" in str(updatable({A: plan("1"), B: plan("1", update=())}))
+
+
+def test_hosts_forget_each_other_only_where_the_arm_has_them_ask() -> None:
+    testbed = Recorder()
+    one = arm(testbed)
+    one.up({A: plan("1")}, asked=True)
+    assert {("neighbours", "a", "del"), ("neighbours", "b", "del")} <= testbed.take()
+    one.down()
+    assert {("neighbours", "a", "replace"), ("neighbours", "b", "replace")} <= testbed.take()
+    one.up({A: plan("1")})
+    one.down()
+    assert not any(what == "neighbours" for what, _host, _ in testbed.take())

@@ -35,6 +35,7 @@ _RING_BYTES = {"events": 1 << 19, "records": 4 << 20}  # mapped here: nearly hal
 _COUNTERS = ("records_lost", "events_lost", "denied", "would_denied", "untagged", "unnamed", "out_of_memory",
              "first_seen", "raw_refused", "packet_sockets", "revoked", "adopted")
 _LEAST_ROOM, _NEIGHBOURS, MAX_HOSTS = 64, 16, 1024
+_PROVISIONAL = 1 << 31  # abi.h: a number that the kernel gave an executable that nobody had looked at
 _CLONE_NEWNET, _CLONE_NEWPID = 0x40000000, 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -267,10 +268,17 @@ class Kernel:
     # --- executables ---
 
     def name(self, exe: tuple[int, int, int, int], number: int, provisional: int = 0) -> None:
-        """Say what an executable is called; `provisional`: what the kernel called it meanwhile."""
-        if provisional:
-            self._map("named").put(_U32.pack(provisional), _U32.pack(number))
-        self._map("exes").put(_EXE.pack(*exe), _U32.pack(number))
+        """Say what an executable is called; `provisional`: what the kernel called it meanwhile.
+
+        One that was executed before its host had a policy has such a number too, of which nobody was told.
+        """
+        exes, made = self._map("exes"), {provisional} - {0}
+        was = exes.get(_EXE.pack(*exe))
+        if was is not None and _U32.unpack(was)[0] & _PROVISIONAL:
+            made.add(_U32.unpack(was)[0])
+        for one in made:
+            self._map("named").put(_U32.pack(one), _U32.pack(number))
+        exes.put(_EXE.pack(*exe), _U32.pack(number))
 
     def know_script(self, interpreter: int, script: int, path: str) -> None:
         """Who executes `interpreter` with `path` as its first argument is `script`."""
