@@ -17,10 +17,11 @@ from threading import Event
 
 from bench import drill
 from bench.analysis import churning, watched
-from bench.analysis.churning import STEPS, Spread, Step
+from bench.analysis.beats import TIMEOUT_S
+from bench.analysis.churning import STEPS, ArmReport, Report, Spread, Step
 from bench.contract import Guarded
 from bench.drill import BASELINE, Drill
-from bench.instruments.pulse import RATE, TIMEOUT_S, Pulse
+from bench.instruments.pulse import Pulse
 from lab.addresses import mac
 from lab.backends.mininet_churn import Joined, joining, with_host, without
 from lab.deploy import live
@@ -29,7 +30,6 @@ from lab.faults import FaultError
 from lab.model import Deployment, Flow, Host, Outcome, Scenario, Topology
 from lab.policy import iter_flows
 
-FORMAT = 1
 NEWCOMER, HEIR = "newcomer", "heir"  # the heir takes the address that the newcomer leaves
 WATCH_S, CALM_S = 5.0, 0.4  # how long at most, after the delivery; and how much of calm is the end
 ALLOWED, DENIED = 4, 6
@@ -47,31 +47,6 @@ class Plan:
     denied: tuple[Flow, ...]
     allowed: tuple[Flow, ...]
     stale: tuple[Flow, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ArmReport:
-    """One arm over all rounds. `steps`: by event, every round's, in order; `spreads`: of each of their figures."""
-
-    rounds: int
-    steps: Mapping[str, tuple[Step, ...]]
-    spreads: Mapping[str, Spread]
-    unclaimed: int = 0  # denied flows that were not watched for it, since it does not claim to stop them
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `labctl churn` found. `plans`: what each round was about, in words."""
-
-    scenario: str
-    seed: int
-    rounds: int
-    arms: Mapping[str, ArmReport]
-    unsupported: Mapping[str, str]
-    plans: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    rate: float = RATE
-    format: int = FORMAT
 
 
 # --- the plan, pure --------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ from threading import Event
 
 from bench import drill
 from bench.analysis import watched
-from bench.analysis.failures import Meant, Times
+from bench.analysis.failures import Design, Meant, Times
 from bench.contract import Guarded
 from bench.drill import Drill
 from bench.instruments.flood import flooding
-from bench.instruments.pulse import RATE
 from lab import faults
 from lab.deploy import live
 from lab.deploy.live import LiveEnforcement
@@ -22,18 +21,6 @@ from lab.model import Deployment, Flow, Point, Policy, Rule, Scenario, Selector,
 from lab.policy import decide
 
 FAULTS = ("kill", "restart", "overload", "partition", "unplug")
-
-
-@dataclass(frozen=True, slots=True)
-class Design:
-    """How each episode goes. Seconds; `rate`: ticks of the probe a second; `flood`: new flows a second, overload."""
-
-    hold_s: float = 8.0  # longer than the 5 s of silence after which an agent may open or close
-    before_s: float = 1.0
-    after_s: float = 2.0
-    rate: float = RATE
-    flood: float = 20_000.0
-    point: str | None = None  # only the enforcement points of this host, or the router
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from bench import drill
 from bench.analysis import failures, watched
-from bench.analysis.failures import Judged, Meant
+from bench.analysis.failures import Design, Meant, Report, Row
 from bench.contract import Guarded
 from bench.drill import Drill
-from bench.episode import FAULTS, Design, Episode, Subject
-from bench.instruments.pulse import TIMEOUT_S, Pulse
+from bench.episode import FAULTS, Episode, Subject
+from bench.instruments.pulse import Pulse
+from lab.deploy.enforcement import DeployError
 from lab.deploy.live import LiveEnforcement
 from lab.faults import FaultError
 from lab.model import Flow, Scenario
 from lab.policy import flows
 
 WAYS = ("as it comes", "fails open", "fails closed")
-FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One arm under one fault. `judged` None: `why` says why there is nothing to say."""
-
-    arm: str
-    way: str
-    fault: str
-    judged: Judged | None
-    why: str | None = None
-    acted: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `labctl failure` found. `flows`: those watched, by number, with what the policy says of each."""
-
-    scenario: str
-    seed: int
-    design: Design
-    flows: tuple[tuple[str, bool], ...]
-    rows: tuple[Row, ...]
-    unsupported: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-    format: int = FORMAT
-    timeout_s: float = TIMEOUT_S
 
 
 def chosen(scenario: Scenario) -> tuple[Flow, ...]:
@@ -106,7 +78,7 @@ def _episode(it: Drill, subject: Subject, fault: str, design: Design) -> Row:
             for b in sorted(pulse.beats, key=lambda b: b.start)), arm=subject.arm, way=subject.way, fault=fault)
         it.store.append("episodes", [episode.as_data(numbers)], arm=subject.arm, way=subject.way, fault=fault)
         return Row(subject.arm, subject.way, fault, judged, judged.invalid, tuple(episode.acted))
-    except FaultError as err:
+    except (FaultError, DeployError) as err:  # one that does not come back is a finding, and no reason to stop
         return Row(subject.arm, subject.way, fault, None, str(err))
     finally:
         arm.down()

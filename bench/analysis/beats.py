@@ -9,6 +9,9 @@ from errno import ESRCH, ETIME
 from bench.analysis.exposure import Sample
 from lab.model import Flow, Outcome
 
+TIMEOUT_S = 0.6  # below the first retransmission of a SYN (1 s): one try is one packet that asks
+RATE = 40.0  # ticks a second
+
 
 @dataclass(frozen=True, slots=True)
 class Beat:

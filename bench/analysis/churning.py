@@ -9,11 +9,12 @@ from math import ceil, comb, floor
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.analysis.beats import Beat, columns
+from bench.analysis.beats import RATE, Beat, columns
 from bench.analysis.exposure import Settled, any_of, resolution, settled
 from lab.model import Flow
 
 STEPS = ("appear", "move", "depart")
+FORMAT = 1
 PARTS = ("compile_s", "place_s", "point_s", "ready_s")
 
 
@@ -52,6 +53,31 @@ class Spread:
     high: float | None
     p90: float | None
     worst: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArmReport:
+    """One arm over all rounds. `steps`: by event, every round's, in order; `spreads`: of each of their figures."""
+
+    rounds: int
+    steps: Mapping[str, tuple[Step, ...]]
+    spreads: Mapping[str, Spread]
+    unclaimed: int = 0  # denied flows that were not watched for it, since it does not claim to stop them
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `labctl churn` found. `plans`: what each round was about, in words."""
+
+    scenario: str
+    seed: int
+    rounds: int
+    arms: Mapping[str, ArmReport]
+    unsupported: Mapping[str, str]
+    plans: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    rate: float = RATE
+    format: int = FORMAT
 
 
 def judge(name: str, beats: Sequence[Beat], told: float, denied: Sequence[Flow], allowed: Sequence[Flow],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.analysis.beats import Beat, columns
+from bench.analysis.beats import RATE, TIMEOUT_S, Beat, columns
 from bench.analysis.exposure import NOTHING, Exposure, Sample, any_of, exposure, resolution, total
 from lab.model import Flow
 
 PHASES = ("fault", "repair", "after")
+FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,45 @@ class Judged:
     tries: int = 0
     unknown: int = 0
     notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How each episode goes. Seconds; `rate`: ticks of the probe a second; `flood`: new flows a second, overload."""
+
+    hold_s: float = 8.0  # longer than the 5 s of silence after which an agent may open or close
+    before_s: float = 1.0
+    after_s: float = 2.0
+    rate: float = RATE
+    flood: float = 20_000.0
+    point: str | None = None  # only the enforcement points of this host, or the router
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One arm under one fault. `judged` None: `why` says why there is nothing to say."""
+
+    arm: str
+    way: str
+    fault: str
+    judged: Judged | None
+    why: str | None = None
+    acted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `labctl failure` found. `flows`: those watched, by number, with what the policy says of each."""
+
+    scenario: str
+    seed: int
+    design: Design
+    flows: tuple[tuple[str, bool], ...]
+    rows: tuple[Row, ...]
+    unsupported: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+    timeout_s: float = TIMEOUT_S
 
 
 def judge(beats: Sequence[Beat], times: Times, before: Meant, after: Meant) -> Judged:

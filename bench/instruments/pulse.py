@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from bench.analysis.beats import Beat
+from bench.analysis.beats import RATE, TIMEOUT_S, Beat
 from bench.instruments.probe import attempt
 from lab.backends.base import Services
 from lab.hosts.attempts import Attempt
 from lab.model import Flow, Outcome, Topology
 
-TIMEOUT_S = 0.6  # below the first retransmission of a SYN (1 s): one try is one packet that asks
-RATE = 40.0  # ticks a second
 _AT_ONCE = 96  # ticks under way; with TIMEOUT_S no more than RATE * TIMEOUT_S of them wait
 
 

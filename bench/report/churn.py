@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.analysis.churning import PARTS, STEPS, Spread
-from bench.churn import ArmReport, Report
+from bench.analysis.churning import PARTS, STEPS, ArmReport, Report, Spread
 
 FIGURES = (
     ("newcomer protected", "appear.protected"), ("newcomer served", "appear.served"),

@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.analysis.exposure import Exposure
-from bench.analysis.failures import Side
-from bench.failure import Report, Row
+from bench.analysis.failures import Report, Row, Side
 
 _WORDS = {"holds": "[green]holds[/]", "opens": "[bold red]opens[/]", "closes": "[yellow]closes[/]",
           "opens and closes": "[bold red]both[/]", "guards nothing": "–"}
@@ -64,7 +63,7 @@ def seconds(found: Exposure) -> str:
 
 
 def _name(row: Row) -> str:
-    return row.arm if row.way == "as it comes" else f"{row.arm}, {row.way}"
+    return row.arm if row.way == "as it comes" else f"{row.arm}, {row.way.removeprefix('fails ')}"
 
 
 def _about(fault: str, report: Report) -> str:
@@ -88,4 +87,4 @@ def _footnotes(report: Report) -> Iterator[str]:
           f"{report.timeout_s:g} s"
     yield (r"seconds from the fault to the end in which any watched flow was so \[certain–possible], and how many "
            "flows of how many ever were; by design: denied flows that the arm does not claim; repair: until its points "
-           "were ready; fails: what that did to new flows")
+           "were ready; fails: what that did to new flows; open, closed: set to fail so")

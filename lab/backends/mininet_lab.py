@@ -30,8 +30,7 @@ class MininetTestbed(ServedTestbed):
     def __init__(self, topology: Topology, labhost: Path, cgroup: Path | None, actors: Collection[Actor]) -> None:
         self.topology = topology
         self.cgroup = cgroup
-        self.labhost = labhost
-        self._binary = labhost.read_bytes()
+        self._labhost, self._binary = labhost, labhost.read_bytes()
         self._ports = {name: mininet_net.port_of(topology, name) for name in topology.hosts}
         self._control = str(RUN_DIR / "control.sock")
         self._sockets = RUN_DIR / "hosts"
@@ -94,6 +93,11 @@ class MininetTestbed(ServedTestbed):
         return self.switch.cgroup
 
     # --- hosts that join later: mininet_churn.py ---
+
+    @property
+    def labhost(self) -> Path:
+        """The program that makes hosts and serves in them."""
+        return self._labhost
 
     def adopt(self, topology: Topology, name: str, port: str) -> None:
         """From now on the lab is `topology`, in which `name` is new: its link's switch side is called `port`."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from bench import churn, drill, failure
 from bench.analysis.churning import STEPS
+from bench.analysis.failures import Design
 from bench.contract import Guarded
 from bench.drill import Drill
-from bench.episode import Design
 from bench.report.console import console
 from bench.store import ResultStore, read
 from lab.backends import mininet_lab
