@@ -14,7 +14,7 @@ from bench.analysis.failures import Report, Row, Side
 
 _WORDS = {"holds": "[green]holds[/]", "opens": "[bold red]opens[/]", "closes": "[yellow]closes[/]",
           "opens and closes": "[bold red]both[/]", "guards nothing": "–"}
-HEADS = ("leak-seconds", "outage-seconds", "by design", "repair", "fails")
+HEADS = ("leak-seconds", "outage-seconds", "gaps", "repair", "fails")
 
 
 def show(report: Report, console: Console) -> None:
@@ -44,7 +44,7 @@ def show(report: Report, console: Console) -> None:
 def cells(row: Row) -> tuple[str, ...]:
     """One line of the table."""
     if row.judged is None or row.judged.invalid:
-        word = "invalid" if row.judged else "not done"
+        word = "invalid" if row.judged else "n/a"
         return (_name(row), *["–"] * (len(HEADS) - 1), word)
     found = row.judged
     design = f"{found.by_design.hit}/{found.by_design.flows}" if found.by_design.flows else "–"
@@ -86,5 +86,5 @@ def _footnotes(report: Report) -> Iterator[str]:
     yield "leak: the policy denies it, the arm claims to, and it arrived; outage: allowed, and not open within " \
           f"{report.timeout_s:g} s"
     yield (r"seconds from the fault to the end in which any watched flow was so \[certain–possible], and how many "
-           "flows of how many ever were; by design: denied flows that the arm does not claim; repair: until its points "
+           "flows of how many ever were; gaps: denied flows open by design; repair: until its points "
            "were ready; fails: what that did to new flows; open, closed: set to fail so")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from bench.analysis.beats import Beat
-from bench.analysis.failures import Judged, Meant, Times, judge
+from bench.analysis.exposure import Exposure
+from bench.analysis.failures import Design, Judged, Meant, Report, Row, Side, Times, judge
+from bench.report.failure import show
 from lab.model import Flow, Outcome
 
 ALLOWED = Flow("a", "p", "u", "b", "q", "tcp", 80, 4)
@@ -108,3 +113,19 @@ def test_flow_seconds_are_summed_and_any_is_not() -> None:
     found = judge(beats, TIMES, meant, meant)
     assert found.leak.flow_seconds.seconds == pytest.approx(2 * found.leak.any.seconds)
     assert found.leak.hit == found.leak.flows == 2
+
+
+def test_the_table_shows_every_row_whole_in_a_hundred_columns() -> None:
+    long = Exposure(15.27, 15.30, 15.32)
+    side = Side(12, 12, long, long, {})
+    both = Judged(side, side, side, 10.0, 12.27, 0.05, "opens and closes")
+    rows = (Row("agent-ebpf", "fails closed", "kill", both), Row("virtual-switch-nft", "as it comes", "kill", both),
+            Row("mine", "as it comes", "kill", None, "its plan cannot"),
+            Row("late", "as it comes", "kill", replace(both, invalid="x got through"), "x got through"))
+    console = Console(width=100, highlight=False, record=True, file=StringIO())
+    show(Report("s", 1, Design(), (("f", True), ("g", False)), rows, {"other": "needs BPF"}), console)
+    text = console.export_text()
+    assert "…" not in text
+    for shown in ("agent-ebpf, closed", "15.30 [15.27–15.32] 12/12", "both", "n/a", "invalid",
+                  "mine, kill: its plan cannot", "other: unsupported: needs BPF", "resolution: 25 ms"):
+        assert shown in text
