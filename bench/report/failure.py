@@ -23,7 +23,8 @@ def show(report: Report, console: Console) -> None:
     console.print(f"{report.scenario}: seed {report.seed}; watched {len(report.flows) - denied} allowed and {denied} "
                   f"denied flows, each tried {report.design.rate:g} times a second")
     for fault in dict.fromkeys(row.fault for row in report.rows):
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{fault}: {_about(fault, report)}", title_justify="left")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left",
+                      title=f"{fault}: {_about(fault, report)}")
         table.add_column("arm", no_wrap=True)
         for head in HEADS:
             table.add_column(head, no_wrap=True)
