@@ -15,6 +15,7 @@ from lab.model import Flow
 
 STEPS = ("appear", "move", "depart")
 FORMAT = 1
+LEAST = 6  # rounds: the range of fewer holds the median in less than 95 of 100 cases (2 / 2**n)
 PARTS = ("compile_s", "place_s", "point_s", "ready_s")
 
 
@@ -49,7 +50,7 @@ class Spread:
     n: int
     never: int
     median: float | None
-    low: float | None
+    low: float | None  # both None too with fewer than 6 rounds, which no such interval can be made of
     high: float | None
     p90: float | None
     worst: float | None
@@ -109,7 +110,8 @@ def spread(values: Sequence[float | None]) -> Spread:
     if not n:
         return Spread(0, 0, None, None, None, None, None)
     below = _ranks(n)
-    figures = (_at(known, 0.5), known[below], known[n - 1 - below], _at(known, 0.9), known[-1])
+    ends = (known[below], known[n - 1 - below]) if n >= LEAST else (np.inf, np.inf)
+    figures = (_at(known, 0.5), *ends, _at(known, 0.9), known[-1])
     return Spread(n, int(np.isinf(known).sum()), *(None if np.isinf(x) else float(x) for x in figures))
 
 

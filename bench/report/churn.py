@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.analysis.churning import PARTS, STEPS, ArmReport, Report, Spread
+from bench.analysis.churning import LEAST, PARTS, STEPS, ArmReport, Report, Spread
 
 FIGURES = (
     ("newcomer protected", "appear.protected"), ("newcomer served", "appear.served"),
@@ -52,7 +52,8 @@ def duration(found: Spread) -> str:
     if found.worst == 0:
         return "at once"
     never = f"{found.never} of {found.n} never" if found.never else f"≤ {_ms(found.worst)}"
-    return rf"{_ms(found.median)} \[{_ms(found.low)}–{_ms(found.high)}] {never}"
+    between = rf" \[{_ms(found.low)}–{_ms(found.high)}]" if found.n >= LEAST else ""
+    return f"{_ms(found.median)}{between} {never}"
 
 
 def inherited(arm: ArmReport) -> str:

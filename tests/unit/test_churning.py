@@ -142,6 +142,7 @@ def test_rounds_in_which_it_never_came_about_are_longer_than_all_others() -> Non
     assert spread([None, None, 0.1]).median is None
     assert spread([]).n == 0
     assert spread([0.5]).median == 0.5
+    assert (spread([0.1] * 5).low, spread([0.1] * 6).low) == (None, 0.1)
 
 
 def test_the_median_s_interval_covers_it() -> None:
