@@ -20,6 +20,7 @@ from bench.commands import (
     scenarios,
     selftest,
     standing,
+    telemetry,
 )
 from bench.commands.common import (
     EXIT_DEFECT,
@@ -84,8 +85,8 @@ def run(
         raise fail(str(err), EXIT_MACHINE) from None
 
 
-for part in (standing.app, inside.app, scenarios.app, results.app, attack.app, measure.app, crowding.app, drills.app,
-             machine.app, selftest.app):
+for part in (standing.app, inside.app, scenarios.app, results.app, attack.app, telemetry.app, measure.app, crowding.app,
+             drills.app, machine.app, selftest.app):
     app.registered_commands += part.registered_commands
 app.add_typer(scenarios.importers, name="import")
 app.add_typer(agent.app, name="agent")

@@ -271,6 +271,18 @@ def _isolated_ports() -> Lack | None:
     return None
 
 
+def _softflowd() -> Lack | None:
+    here = shutil.which("softflowd", path=tool_env()["PATH"])
+    return None if here else Lack("softflowd is not installed", apt_line(["softflowd"]))
+
+
+def _mirror() -> Lack | None:
+    chain = "add chain netdev labctl_probe c { type filter hook ingress device lo priority 0; }"
+    rule = 'add rule netdev labctl_probe c meta mark 1 dup to "lo"'
+    return _tool(["nft", "-f", "-"], "nftables", "copies of packets to an interface",
+                 f"add table netdev labctl_probe\n{chain}\n{rule}\ndelete table netdev labctl_probe\n")
+
+
 def _docker() -> Lack | None:
     try:
         why = docker_engine.lack(docker_engine.socket_path())
@@ -331,6 +343,8 @@ CHECKS: Mapping[str, Check] = _named((
     Check("br-netfilter", "firewall on a bridge, by netfilter", _br_netfilter),
     Check("isolated-ports", "switch ports that may reach the router alone", _isolated_ports),
     Check("ovs-kernel", "Open vSwitch in the kernel", _ovs),
+    Check("softflowd", "NetFlow and IPFIX of what a mirror port hears", _softflowd),
+    Check("mirror", "a copy of all frames of a segment", _mirror),
     Check("docker", "hosts that are containers", _docker, outside=True),
 ))
 UNKNOWN = Lack("labctl does not know how to look for it", f"features have to be of: {', '.join(CHECKS)}")
