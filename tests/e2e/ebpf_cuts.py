@@ -129,10 +129,13 @@ def killed(me: RunIdentity, times: int) -> dict[str, Any]:
         load.tell("say")
         found["attempts"] += load.hear()["attempts"]
         for point, lines in it.place.collect().items():
-            records = [json.loads(line) for line in lines]
-            found["lost"].append(records[0]["lost"])
-            found["told"] += sum(one["dport"] == DENIED and one["verdict"] == "deny" for one in records[1:]
-                                 if point.host == "asks")
+            found["lost"].append(json.loads(lines[0])["lost"])
+            if point.host == "asks":
+                # What an agent was writing down as it died its successor writes down again.
+                records = [json.loads(line) for line in lines[1:]]
+                once = list({(one["time"], one["dport"], one["sport"]): one for one in records}.values())
+                found["told"] = sum(one["dport"] == DENIED and one["verdict"] == "deny" for one in once)
+                found["told_twice"] = len(records) - len(once)
         load.tell("on")
         found["denied_in_kernel"] = it.status("asks")["counters"]["denied"]
     return found
