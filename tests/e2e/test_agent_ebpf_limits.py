@@ -31,7 +31,8 @@ def test_killed_twenty_times_under_load_with_a_change_pending() -> None:
     assert found["broken"] == [] and found["fresh"] == [] and found["leaked"] == []
     assert found["took_over"] == found["changed"] == 20
     assert all(seen == wanted for seen, wanted in found["after"]), found["after"]
-    assert found["told"] == found["attempts"] > 100, "each attempt that was refused"
+    assert found["told"] >= found["attempts"] > 100, "each attempt that was refused"
+    assert found["told"] <= found["attempts"] + 20, "about a death a record may come again; see docs/agent-ebpf.md"
     print(f"\n{found['told']} refused attempts told, {found['told_twice']} of them twice")
     assert found["lost"] == [{}] * 3
 
