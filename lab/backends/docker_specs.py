@@ -30,7 +30,7 @@ _OF_FEATURE: Mapping[str, frozenset[str]] = {
     "nflog": frozenset({"NET_ADMIN"}),
     "sock-diag": frozenset({"NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}),  # whose socket: in other users' /proc
 }
-_FREE = frozenset({"python3", "iperf3", "cgroup2", "several-users"})  # there without a capability
+_FREE = frozenset({"python3", "iperf3", "cgroup2", "several-users", "clang", "libbpf"})  # there without a capability
 _CONNTRACK = {"net.netfilter.nf_conntrack_acct": "1", "net.netfilter.nf_conntrack_timestamp": "1"}
 
 # Where things are in a container.
@@ -40,6 +40,7 @@ _LAYOUT = ("dev", "etc", "etc/alternatives", "opt", "proc", "root", "run", "run/
            "sys", "tmp", "usr", "var", "var/tmp")
 _USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 _GROUPS = "root:x:0:\nnogroup:x:65534:\n"
+_PROTOCOLS = "icmp 1\ntcp 6\nudp 17\nipv6-icmp 58\n"  # nft looks names up there
 _LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 
@@ -214,7 +215,7 @@ def _length(segment: Segment, family: Family) -> int:
 
 
 def base_image(links: Mapping[str, str]) -> bytes:
-    """The base image's file system as a tar: directories, `links` (name → target) and two lines of users."""
+    """The base image's file system as a tar: directories, `links` (name → target), two lines of users, protocols."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in _LAYOUT:
@@ -225,7 +226,7 @@ def base_image(links: Mapping[str, str]) -> bytes:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = tarfile.SYMTYPE, target
             tar.addfile(info)
-        for name, text in (("etc/passwd", _USERS), ("etc/group", _GROUPS)):
+        for name, text in (("etc/passwd", _USERS), ("etc/group", _GROUPS), ("etc/protocols", _PROTOCOLS)):
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(text), 0o644
             tar.addfile(info, io.BytesIO(text.encode()))

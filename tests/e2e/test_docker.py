@@ -74,6 +74,20 @@ def test_the_gaps_are_those_derived_by_hand(ran, arm: str) -> None:  # type: ign
     assert got == wanted
 
 
+@pytest.mark.parametrize("name", ["process-level", "same-host"])
+def test_other_scenarios_have_the_gaps_that_they_have_on_mininet(engine: str, tmp_path: Path, name: str) -> None:
+    """Scripts behind interpreters, contents and users; and what stays on one host."""
+    golden = yaml.safe_load((ROOT / f"tests/golden/{name}-gaps.yaml").read_text())
+    done = labctl("run", name, "--backend", "docker", "--blocks", "0", "--json", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = from_json(done.stdout).arms
+    here = {arm: got for arm, got in found.items() if arm in golden and not got.unsupported}
+    assert {"agent-nft", "chokepoint"} <= set(here)
+    assert {(got.defects, got.inconclusive, got.breaks) for got in here.values()} == {(0, 0, 0)}
+    assert {arm: got.leaks for arm, got in here.items()} == {arm: golden[arm]["total"] for arm in here}
+    assert all("use --backend mininet" in got.unsupported for got in found.values() if got.unsupported)
+
+
 def test_the_agent_in_a_container_sees_who_it_was(ran) -> None:  # type: ignore[no-untyped-def]
     """With the few capabilities that it gets: flows, users, and the process where the socket lives long enough."""
     seen = ran[1].arms["agent-nft"].visibility

@@ -103,7 +103,7 @@ def test_sysctls_that_the_kernel_does_not_have_are_left_out() -> None:
 
 def test_the_base_image_holds_directories_links_and_users_and_no_program() -> None:
     with tarfile.open(fileobj=io.BytesIO(docker_specs.base_image({"bin": "usr/bin"}))) as tar:
-        assert {info.name for info in tar if info.isreg()} == {"etc/passwd", "etc/group"}
+        assert {info.name for info in tar if info.isreg()} == {"etc/passwd", "etc/group", "etc/protocols"}
         assert tar.getmember("bin").linkname == "usr/bin" and tar.getmember("tmp").mode == 0o1777
 
 
