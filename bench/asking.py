@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.contract import Guarded
@@ -30,6 +30,12 @@ class Agents:
         if what not in QUESTIONS:
             raise AskError(f"labctl: an agent cannot be asked '{what}'; ask for one of: {', '.join(QUESTIONS)}")
         return {"arm": self._enforcer.name, "hosts": {one: self._ask(one, what) for one in self._hosts(host)}}
+
+    def mode(self, words: Sequence[str], host: str | None) -> dict[str, Any]:
+        """Put agents in a mode, with services that are enforced whatever it is; then what they say of themselves."""
+        for one in self._hosts(host):
+            self._say(one, "mode", *words)
+        return self.tell("status", host)
 
     def explain(self, flow: Flow, host: str | None) -> dict[str, Any]:
         """What the agents at the ends of `flow` (or the one at `host`) decide, by the tables in force."""
@@ -73,11 +79,14 @@ class Agents:
         return str({"root": 0, **self._scenario.topology.users}.get(user, NOBODY_UID))
 
     def _ask(self, host: str, verb: str, *words: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._say(host, verb, *words))
+        return answer
+
+    def _say(self, host: str, verb: str, *words: str) -> bytes:
         done = self._testbed.run(host, self._enforcer.ask(host, verb, *words), daemon=True)
         if done.status:
             raise AskError(f"labctl: {host}: {(done.stderr or done.stdout).decode(errors='replace').strip()[:300]}")
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        return done.stdout
 
 
 def _claimed(words: list[str], owner: list[str]) -> list[str]:

@@ -85,12 +85,14 @@ class StandingLab:
         return {**asdict(replace(found, unsupported=self.unsupported)), "flow": str(flow), "standing": self.arm}
 
     def agent(self, request: Mapping[str, Any], tell: Reply) -> dict[str, Any]:
-        """What the agents of the standing arm say of themselves, or of a flow. Nothing is tried."""
+        """What the agents of the standing arm say of themselves, or of a flow, nothing being tried; or another mode."""
         agents = Agents(self.scenario, self.enforcers[self.arm], self.testbed)
         what, host = from_request(request)
         tell({"progress": f"asking {host or 'every agent'}"})
         if what == "explain":
             return agents.explain(self._flow(request["flow"]), host)
+        if what == "mode":
+            return agents.mode([str(word) for word in request["words"]], host)
         return agents.tell(what, host)
 
     def close(self) -> None:

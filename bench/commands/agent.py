@@ -51,6 +51,22 @@ def explain(flow: FlowWords, host: At = None, lab: Lab = None, as_json: Json = F
     _print(_ask(lab, what="explain", host=host, flow=" ".join(flow)), as_json, show_explained)
 
 
+@app.command(epilog=epilog("labctl agent mode monitor", "labctl agent mode monitor 6379/tcp --host db", codes=_CODES))
+def mode(
+    to: Annotated[str, typer.Argument(metavar="MODE", help="off, monitor or enforce.",
+                                      autocompletion=lambda: ["off", "monitor", "enforce"])],
+    services: Annotated[list[str] | None, typer.Argument(help="Enforced in any mode, such as 6379/tcp.")] = None,
+    host: At = None, lab: Lab = None, as_json: Json = False,
+) -> None:
+    """Put the agents in another mode, one write a host; monitor records what it would deny, and lets it pass.
+
+    What `labctl explain` expects stays what the arm promises, so a lab in another mode will show differences.
+    """
+    from bench.report.agents import show_status
+
+    _print(_ask(lab, what="mode", host=host, words=[to, *(services or ())]), as_json, show_status)
+
+
 def _ask(lab: str | None, **request: Any) -> dict[str, Any]:
     from bench.commands.standing import progress
 

@@ -18,7 +18,8 @@ def show_status(found: Found) -> None:
     for name, one in found["hosts"].items():
         counted = one["counters"]
         lost = counted["records_lost"] + counted["events_lost"]
-        rows.append((name, one["mode"], one["default"], one["rules"], one["entries"], counted["denied"],
+        mode = " + ".join((one["mode"], *one["enforced"]))
+        rows.append((name, mode, one["default"], one["rules"], one["entries"], counted["denied"],
                      counted["would_denied"], lost, f"{one['update_ms']:.1f} ms"))
     _table(("host", "mode", "default", "rules", "entries", "denied", "would deny", "lost", "last update"), rows)
     told = set()

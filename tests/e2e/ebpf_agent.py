@@ -187,6 +187,12 @@ def changed(me: RunIdentity, _argument: object) -> dict[str, Any]:
         it.say("mode", "db", "monitor")
         found["monitor"] = outcomes()
         found["would_deny"] = it.status("api-1")["counters"]["would_denied"]
+        it.say("mode", "api-1", "monitor", "6379/tcp")
+        it.say("mode", "db", "monitor", "6379/tcp")
+        found["selected"], found["said"] = outcomes(), it.status("db")["enforced"]
+        it.say("mode", "api-1", "monitor", "6380/tcp")
+        it.say("mode", "db", "monitor", "6380/tcp")
+        found["another"] = outcomes()
         it.say("mode", "api-1", "off")
         it.say("mode", "db", "off")
         found["off"] = outcomes()

@@ -32,6 +32,8 @@ def test_modes_and_a_policy_take_effect_at_the_next_connection() -> None:
     found = call(HELPER, "changed")
     assert found["enforce"] == ["OPEN", "DENIED_LOCALLY"] == found["again"]
     assert found["monitor"] == ["OPEN", "OPEN"] and found["would_deny"] > 0
+    assert found["selected"] == found["enforce"] and found["said"] == ["6379/tcp"], "one service, of a monitored host"
+    assert found["another"] == ["OPEN", "OPEN"], "it is another service that is enforced now"
     assert found["off"] == ["OPEN", "OPEN"]
     assert found["taken"][0] != "OPEN", "what db no longer allows"
 

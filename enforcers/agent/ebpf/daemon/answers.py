@@ -38,6 +38,7 @@ class Answers:
         policy = host.policy or {}
         return {
             "host": host.name, "mode": _word(MODES, config["mode"]) if config else "none",
+            "enforced": policy.get("enforced", []),
             "on_silence": _word(SILENCES, config["on_silence"]) if config else None,
             "default": "allow" if config and config["default_in"] else "deny",
             "rules": len(policy.get("rules", ())), "entries": self._entries(policy), "epoch": host.epoch,

@@ -61,13 +61,13 @@ class Host:
             raise AgentError(f"{self.name}: has not spoken to this agent since it took over; ask it for anything")
         return self.handles[number]
 
-    def note(self, slot: int, epoch: int, mode: str, text: bytes) -> bytes:
+    def note(self, slot: int, epoch: int, policy: dict[str, Any], text: bytes) -> bytes:
         """For the next agent: what is in force if the kernel says that `epoch` is. `text`: the policy as it was placed.
-
-        `noted` reads it.
+        Modes may have been changed since. `noted` reads it.
         """
         kept = {"name": self.name, "directory": self.directory, "cookie": self.cookie, "index": self.index,
-                "slot": slot, "epoch": epoch, "mode": mode}
+                "slot": slot, "epoch": epoch, "mode": policy["mode"],
+                "enforced": policy.get("enforced", [])}
         return dumps(kept) + b"\n" + text
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from itertools import chain
 
-from . import scripts, telemetry
+from . import scripts, selective, telemetry
 from .executables import Executables, number_of, open_on, processes, running
 from .host import Host, by_names, by_process, noted, path_of, placed, wanted
 from .kernel import MODES, Kernel, Tables, new_epoch
@@ -104,13 +104,23 @@ class Hosts:
         self._apply(host)
 
     def mode(self, name: str, words: list[str]) -> None:
-        """Another mode, in one write; the tables stay."""
+        """Another mode, and the services that are enforced whatever it is, in one write; the policy stays."""
         host = self.get(name)
-        if len(words) != 1 or words[0] not in MODES:
+        if not words or words[0] not in MODES:
             raise AgentError(f"mode: say one of {', '.join(MODES)}")
         assert host.policy is not None
-        text = noted(self._place.member(name), self._kernel.config)[1]
-        self._switch(host, {**host.policy, "mode": words[0]}, text, host.slot, time.monotonic())
+        mode, services = words[0], words[1:]
+        policy = {**host.policy, "mode": mode, "enforced": services}
+        text, begun = noted(self._place.member(name), self._kernel.config)[1], time.monotonic()
+        if services == host.policy.get("enforced", []):
+            self._switch(host, policy, text, host.slot, begun)
+            return
+        try:
+            rows = selective.rows(self._kernel.tables(host.slot), policy["tables"], services)
+        except ValueError as err:
+            raise AgentError(f"mode: {err}") from err
+        self._kernel.fill(host.slot ^ 1, Tables.of(rows))
+        self._switch(host, policy, text, host.slot ^ 1, begun)
 
     def leave(self, name: str) -> None:
         host = self._hosts.pop(name, None)
@@ -151,7 +161,7 @@ class Hosts:
         Noted before it is done: whoever is killed in between leaves two notes, of which the kernel says which holds.
         """
         epoch, note = new_epoch(host.index), self._place.member(host.name)
-        write(f"{note}.next", host.note(slot, epoch, policy["mode"], text))
+        write(f"{note}.next", host.note(slot, epoch, policy, text))
         self._kernel.switch(host.cookie, host.index, slot, policy, epoch)
         os.rename(f"{note}.next", note)
         host.update_ms = round((time.monotonic() - begun) * 1000, 3)
@@ -164,7 +174,8 @@ class Hosts:
     def _take_over(self, path: str) -> None:
         kept, text = noted(path, self._kernel.config)
         host = Host(kept["name"], kept["directory"], kept["cookie"], kept["index"])
-        host.slot, host.epoch, host.policy = kept["slot"], kept["epoch"], {**loads(text), "mode": kept["mode"]}
+        host.slot, host.epoch, host.policy = kept["slot"], kept["epoch"], {
+            **loads(text), "mode": kept["mode"], "enforced": kept["enforced"]}
         host.left = time.monotonic()
         host.teller = self._teller(host.policy) if host.policy else None
         host.counters = self._spool.remembered(host.name)

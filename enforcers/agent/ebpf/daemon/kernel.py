@@ -53,6 +53,14 @@ class Tables:
             self.rows[name] = (count, key, value, blob[offset:middle], blob[middle:end])
 
 
+    @classmethod
+    def of(cls, rows: dict[str, tuple[int, int, int, bytes, bytes]]) -> Tables:
+        """Tables that were read back."""
+        made = cls({"maps": {}}, b"")
+        made.rows = rows
+        return made
+
+
 class Kernel:
     """The programs, attached once. `fresh`: they were attached by us, not taken over from an agent that died."""
 

@@ -25,6 +25,14 @@ def parsed(word: str) -> tuple[int, int]:
     return int(port), _PROTOCOLS[proto]
 
 
+def rows(tables: dict[str, list[tuple[bytes, bytes]]], about: dict[str, Any], words: Iterable[str]) -> dict[str, Row]:
+    """Tables that were read back, in which these services are always enforced, and no others. Raises ValueError."""
+    plain = [(key, _VALUE.pack(_VALUE.unpack(value)[0], 0)) for key, value in tables["services"]]
+    found = {name: _row(entries) for name, entries in {**tables, "services": plain}.items()}
+    found["services"] = enforced(found["services"], found["service_ranges"], about, words)
+    return found
+
+
 def enforced(services: Row | None, ranges: Row | None, about: dict[str, Any], words: Iterable[str]) -> Row:
     """The row of `services` with these always enforced. `about`: the classes of ports that no table names."""
     entries = dict(_entries(services))
@@ -36,6 +44,11 @@ def enforced(services: Row | None, ranges: Row | None, about: dict[str, Any], wo
         number = _VALUE.unpack(entries[key])[0] if key in entries else _by_range(prefixes, port, proto, rest)
         entries[key] = _VALUE.pack(number, ALWAYS_ENFORCE)
     return len(entries), _KEY.size, _VALUE.size, b"".join(entries), b"".join(entries.values())
+
+
+def _row(entries: list[tuple[bytes, bytes]]) -> Row:
+    key, value = (len(entries[0][0]), len(entries[0][1])) if entries else (0, 0)
+    return len(entries), key, value, b"".join(key for key, _ in entries), b"".join(value for _, value in entries)
 
 
 def _entries(row: Row | None) -> list[tuple[bytes, bytes]]:
