@@ -12,7 +12,6 @@ from .host import Host, by_names, by_process, noted, path_of, placed, wanted
 from .kernel import MODES, Kernel, Tables, new_epoch
 from .lean import loads, suppress
 from .place import AgentError, Place, remove, write
-from .scripts import Script, real
 from .spool import Spool
 from .telemetry import EXEC, FIRST_SEEN, HANDED_ON, PROVISIONAL, Exec, Teller
 from .watches import Watches
@@ -221,14 +220,9 @@ class Hosts:
                 os.close(handle)
 
     def _know_scripts(self, host: Host) -> list[bytes]:
-        """Tell the kernel which arguments of which interpreters are scripts; the tags of threads that run one already.
-        """
+        """Tell the kernel which arguments of which interpreters are scripts; the tags of threads that run one now."""
         assert host.policy is not None
-        by_words: dict[tuple[str, str], Script] = {}
-        for number, interpreter, path in host.policy["scripts"]:
-            with suppress(OSError):  # no such interpreter on this host
-                script = Script(number, real(host.root, interpreter), path)
-                by_words[script.interpreter, path] = script
+        by_words = scripts.known(host.root, host.policy["scripts"])
         for interpreter in sorted({interpreter for interpreter, _ in by_words}):
             with suppress(OSError):
                 handle = open_on(host.root, interpreter)

@@ -13,7 +13,7 @@ from .executables import open_on, processes, running
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _FNV64, _PRIME, _MASK = 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
 _KEY = struct.Struct("<IIQ")  # struct script_key
@@ -77,10 +77,22 @@ def real(root: int, path: str) -> str:
     return path
 
 
+def known(root: int, listed: Iterable[tuple[int, str, str]]) -> dict[tuple[str, str], Script]:
+    """Scripts whose interpreter a host has, by the interpreter's real path and the first argument."""
+    found = {}
+    for number, interpreter, path in listed:
+        try:
+            script = Script(number, real(root, interpreter), path)
+        except OSError:
+            continue
+        found[script.interpreter, path] = script
+    return found
+
+
 def running_scripts(proc: int, by_words: dict[tuple[str, str], Script]) -> Iterator[tuple[int, int, Script]]:
     """Every thread (its number on the host) of a process that runs a script, with its executable, open until the next.
 
-    `by_words`: scripts by the real path of the interpreter and the first argument.
+    `by_words`: as `known` gives them.
     """
     for pid in processes(proc):
         try:
