@@ -42,6 +42,7 @@ class Options:
     `until`: half-width of the intervals (0.02 is 2 %) at which to stop; no block begins after `budget_s` seconds.
     `extras_every`: bulk and application windows are taken in every so manieth block, 0: never. `paced`: whether visits
     of the baseline take as long as others. `load`: find the knee, and measure at shares of it, in blocks of their own.
+    `spoofing`: datagrams in another's name are tried; not where the self-test counts what a plant dropped.
     """
 
     arms: tuple[str, ...] | None = None
@@ -56,6 +57,7 @@ class Options:
     extras_every: int = EXTRAS_EVERY
     paced: bool = True
     load: bool = False
+    spoofing: bool = True
     design: Design = field(default_factory=Design)
 
     @property
@@ -141,7 +143,7 @@ def _examine_all(collected: Collected, testbed: Testbed, traffic: Traffic | None
 def _forgeries(collected: Collected) -> tuple[Forgery, ...]:
     """What can be sent in another's name; containers are given no raw sockets, so there nothing can."""
     scenario, flows = collected.scenario, collected.selection.flows
-    if scenario.backend != "mininet":
+    if scenario.backend != "mininet" or not collected.options.spoofing:
         return ()
     verdicts = Oracle(scenario.policy, scenario.topology).verdicts(flows)
     allowed = [flow for flow, verdict in zip(flows, verdicts, strict=True) if verdict.allow]

@@ -64,7 +64,7 @@ class Lab:
                 before_block: Callable[[], object] | None = None) -> Measured:
         """`none` and these arms: matrix, telemetry, and so many cost blocks, with `bulk` or without."""
         options = Options(blocks=blocks, quick=True, shuffled=shuffled, extras_every=int(bulk),
-                          design=BULK if bulk else LOOPS)
+                          design=BULK if bulk else LOOPS, spoofing=False)
         enforcers = {name: self.make(name) for name in (BASELINE, *arms)}
         collected = Collected(self.scenario, options, self.selection, enforcers)
         self._count += 1
