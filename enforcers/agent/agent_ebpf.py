@@ -67,7 +67,8 @@ class AgentEbpf:
 
     def render(self, native: Native, topology: Topology) -> Deployment:
         """The agent, its kernel program and the host's tables on every host that takes an agent."""
-        return {point: bundle.plan(point.host, *files(text), bundle.program()) for point, text in native.rules.items()}
+        program, client = bundle.program(), bundle.client()
+        return {point: bundle.plan(point.host, *files(text), program, client) for point, text in native.rules.items()}
 
     def covers(self, flow: Flow, topology: Topology) -> bool:
         """Either end has an agent: the one that asks decides at its host, the one that is asked at its own."""

@@ -1,4 +1,4 @@
-"""Compiles a kernel program to a BPF object, once for each state of its source."""
+"""Compiles a kernel program to a BPF object, or a program beside it, once for each state of its source."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lab.bpf.strip import stripped
 from lab.packages import apt_line
 
 FLAGS = ("-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-mcpu=v3")
+NATIVE = ("-O2", "-s", "-Wall", "-Wextra", "-Werror")
 PACKAGES = ("clang", "linux-libc-dev")
 _FORM = "1 stripped"  # of what is kept; an older form is compiled anew
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -30,10 +31,20 @@ def compiled(source: Path, out_dir: Path | None = None, flags: tuple[str, ...] =
     Kept in `out_dir`: by default `_build` beside the source, or the user's cache where that cannot be written to.
     Headers are the kernel's own (<linux/…>) and those beside the source. Raises BpfBuildError.
     """
-    digest = hashlib.sha256(" ".join((_FORM, *FLAGS, *flags)).encode())
+    return _kept(source, out_dir, (*FLAGS, *flags, "-c"), ".o")
+
+
+def native(source: Path, out_dir: Path | None = None) -> bytes:
+    """The C file `source` as a program of this machine's, kept as `compiled` keeps its own. Raises BpfBuildError."""
+    return _kept(source, out_dir, NATIVE, "")
+
+
+def _kept(source: Path, out_dir: Path | None, flags: tuple[str, ...], ending: str) -> bytes:
+    digest = hashlib.sha256(" ".join((_FORM, *flags)).encode())
     for path in (source, *sorted(_included(source))):
         digest.update(path.read_bytes())
-    target = (out_dir or _place(source.parent)) / f"{source.name.partition('.')[0]}-{digest.hexdigest()[:16]}.o"
+    name = f"{source.name.partition('.')[0]}-{digest.hexdigest()[:16]}{ending}"
+    target = (out_dir or _place(source.parent)) / name
     if not target.exists():
         _compile(source, target, flags)
     return target.read_bytes()
@@ -69,12 +80,13 @@ def _compile(source: Path, target: Path, flags: tuple[str, ...]) -> None:
     include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or 'x86_64-linux-gnu'}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([clang, *FLAGS, *flags, include, "-c", str(source), "-o", str(unfinished)],
+        done = subprocess.run([clang, *flags, include, str(source), "-o", str(unfinished)],
                               capture_output=True, text=True, check=False)
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
             raise BpfBuildError(f"{source.name}: {said.strip()}; {apt_line(PACKAGES)}")
-        stripped(unfinished)
+        if "-c" in flags:
+            stripped(unfinished)
         unfinished.rename(target)
     except OSError as err:
         raise BpfBuildError(f"{source.name}: {err.filename or target}: {err.strerror}; make it writable") from err

@@ -60,8 +60,10 @@ def test_the_plan_is_the_same_every_time_and_a_contract_s() -> None:
     first, second = arm.render(native, TOPOLOGY), arm.render(native, TOPOLOGY)
     assert first == second
     plan = first[Point("host", "web-1")]
-    assert {Path(path).name for path in plan.files} == {"agent.pyz", "agent.bpf.o", "policy.json", "tables.bin"}
-    assert plan.up == (bundle.command("web-1", "start"),)
+    assert {Path(path).name for path in plan.files} == {
+        "agent.pyz", "agent.bpf.o", "ask", "policy.json", "tables.bin"}
+    assert plan.up == (bundle.quick("web-1", "start"),)
+    assert plan.up[0][4:] == bundle.command("web-1", "start"), "what it leaves to the agent is the whole command"
     assert plan.files[f"{bundle.AGENT_DIR}/agent.bpf.o"].startswith(b"\x7fELF")
 
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
-from lab.bpf.build import compiled
+from lab.bpf.build import compiled, native
 from lab.model import PointPlan
 
 AGENT_DIR = "/run/host/agent-ebpf"
@@ -55,22 +55,33 @@ def program() -> bytes:
     return compiled(Path(str(files("enforcers.agent.ebpf.kernel") / "agent.bpf.c")))
 
 
+def client() -> bytes:
+    """What carries `start` and `ready` out where an agent runs already, compiled on this machine at set-up."""
+    return native(Path(str(files("enforcers.agent.ebpf.client") / "ask.c")))
+
+
+def quick(host: str, verb: str) -> tuple[str, ...]:
+    """The same command, asked by a small program that leaves to it what it does not know itself."""
+    return (f"{AGENT_DIR}/ask", verb, host, AGENT_DIR, *command(host, verb))
+
+
 def command(host: str, verb: str, *more: str) -> tuple[str, ...]:
     """A command of the agent on `host`, which answers in JSON where it has something to say."""
     return (*PYTHON, "-c", _RUN, f"{AGENT_DIR}/agent.pyz", verb, "--host", host, "--dir", AGENT_DIR, *more)
 
 
-def plan(host: str, policy: bytes, tables: bytes, program: bytes) -> PointPlan:
+def plan(host: str, policy: bytes, tables: bytes, program: bytes, client: bytes) -> PointPlan:
     """What to place and run on one host: the agent, the kernel's program, the host's policy."""
     return PointPlan(
         files={
             f"{AGENT_DIR}/agent.pyz": zipapp(),
             f"{AGENT_DIR}/agent.bpf.o": program,
+            f"{AGENT_DIR}/ask": client,
             f"{AGENT_DIR}/policy.json": policy,
             f"{AGENT_DIR}/tables.bin": tables,
         },
-        up=(command(host, "start"),),
-        ready=command(host, "ready"),
+        up=(quick(host, "start"),),
+        ready=quick(host, "ready"),
         update=(command(host, "update"),),
         collect=command(host, "collect"),
         down=(command(host, "stop"),),
