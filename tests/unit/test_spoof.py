@@ -11,7 +11,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from bench import assemble
-from bench.experiment import _forgeries
+from bench.experiment import Options, _forgeries
 from bench.instruments import spoof
 from bench.instruments.spoof import Forgery
 from bench.selection import select
@@ -26,7 +26,7 @@ def scenario() -> Scenario:
 
 
 def tried(of: Scenario) -> tuple[Forgery, ...]:
-    return _forgeries(SimpleNamespace(scenario=of, selection=select(of)))  # type: ignore[arg-type]
+    return _forgeries(SimpleNamespace(scenario=of, selection=select(of), options=Options()))  # type: ignore[arg-type]
 
 
 def test_whoever_may_not_says_that_it_is_who_may() -> None:
