@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from enforcers.agent.agent_ebpf import AgentEbpf
 from enforcers.agent.agent_nft import AgentNft
@@ -73,6 +74,12 @@ class Unified:
         if asks is None:
             raise LookupError(f"the agents of {self.name} cannot be asked; those of unified can")
         return tuple(asks(host, verb, *words))
+
+    def failing(self, way: Literal["open", "closed"]) -> Unified | None:
+        """The same, whose agents pass or refuse new flows once they are silent; the switch goes on as it is."""
+        offers = getattr(self._agent, "failing", None)
+        agent = offers(way) if offers else None
+        return Unified(agent, self._switch) if agent else None
 
 
 class UnifiedNft(Unified):

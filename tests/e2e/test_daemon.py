@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import shutil
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -302,3 +306,53 @@ def test_plans_are_for_the_points_that_exist() -> None:
     assert set(plans(AgentNft())) == {"a", "b"}
     assert set(plans(AgentNft(), left_agent=False)) == {"b"}
     assert {point("router").host} == set(plans(Chokepoint()))
+
+
+@ONE_AGENT
+def test_a_restart_replaces_the_rules_in_one_step_and_keeps_what_stands(
+        nodes: dict[str, Node], deployed: dict[str, PointPlan]) -> None:
+    """`nft monitor` says which changes of the table were one transaction: no moment without a table in between."""
+    host, plan = nodes["b"], deployed["b"]
+    with nodes["a"].conversation("asker", 20001, "ask", "tcp", B[4], "80") as asker, _changes(host) as changes:
+        assert asker.stdout and json.loads(asker.stdout.readline())["outcome"] == "OPEN"
+        host.run("sh", "-c", "kill -9 $(cat /run/host/agent/lock)")
+        for command in plan.up:
+            host.run(*command)
+        host.run(*plan.ready)
+        assert again(asker) == "OPEN", "an allowed connection outlives the agent's restart"
+        together = [change for change in changes() if "delete table inet labctl_agent" in change]
+        assert len(together) == 1 and "add table inet labctl_agent" in together[0]
+    settings_before = host.run("cat", "/run/host/agent/before").stdout.decode()
+    assert "nf_conntrack_tcp_timeout_time_wait 10\n" not in settings_before, "what was there before the first start, not since"
+
+
+@ONE_AGENT
+def test_a_start_that_fails_beside_standing_rules_leaves_them(
+        nodes: dict[str, Node], deployed: dict[str, PointPlan]) -> None:
+    host, plan = nodes["b"], deployed["b"]
+    host.run("sh", "-c", "kill -9 $(cat /run/host/agent/lock); echo '{' > /run/host/agent/policy.json")
+    failed = host.run(*plan.up[0], check=False)
+    assert failed.returncode == 1 and b"policy.json" in failed.stderr
+    assert nodes["a"].ask("tcp", B[4], "81") != "OPEN" and nodes["a"].ask("tcp", B[4], "80") == "OPEN"
+
+
+@contextlib.contextmanager
+def _changes(node: Node) -> Iterator[Callable[[], list[str]]]:
+    """What becomes of the rules while it lasts: a function that ends the watch and returns a text a transaction."""
+    with subprocess.Popen(node.argv(["nft", "monitor"]), stdout=subprocess.PIPE, text=True) as monitor:
+        assert monitor.stdout
+        until = time.monotonic() + 20
+        while not select.select([monitor.stdout], [], [], 0.1)[0]:  # it watches from what it first tells on
+            assert time.monotonic() < until
+            node.run("nft", "add table inet begin; delete table inet begin")
+
+        def ended() -> list[str]:
+            node.run("nft", "add table inet end")
+            lines = list(iter(monitor.stdout.readline, "add table inet end\n"))  # type: ignore[union-attr]
+            node.run("nft", "delete table inet end")
+            return "".join(lines).split("# new generation")
+
+        try:
+            yield ended
+        finally:
+            monitor.terminate()

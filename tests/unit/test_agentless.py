@@ -207,3 +207,15 @@ def test_every_port_is_named_by_the_lab() -> None:
     assert not [name for text in native.rules.values() for name in re.findall(r'"[a-z]+\d+"', text)]
     assert all("device $port" in text for text in native.rules.values())
     assert Point("port", "cam") in native.rules
+
+
+def test_unified_fails_as_its_agents_are_set_to() -> None:
+    world = load(ROOT / "scenarios" / "three-tier.yaml")
+    for way, word in (("open", "opens"), ("closed", "closes")):
+        made = Unified().failing(way)
+        assert made is not None and made.name == "unified" and made.stops_spoofing
+        native = made.compile(world.policy, world.topology)
+        agents = [text for point, text in native.rules.items() if point.kind == "host"]
+        assert agents and all(f'"on_silence": "{word}"' in text for text in agents)
+        assert {point.kind for point in native.rules} == {"host", "port"}
+    assert UnifiedNft().failing("open") is None, "agent-nft's rules hold whatever becomes of it"

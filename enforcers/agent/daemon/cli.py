@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 
 from . import settings
-from .files import AgentError, Directory, delete_table, in_force, read
+from .files import AgentError, Directory, delete_table, in_force, is_enforced, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,15 +71,23 @@ def _run(command: str, directory: Directory, mode: str) -> None:
 
 
 def start(directory: Directory, mode: str) -> None:
-    """Begin by taking down what is left of us, then start; a start that fails leaves nothing."""
+    """Start the daemon, in the place of one that died if there was one.
+
+    A rule set of ours that is in force stays so until the new one replaces it, in one transaction: a restart opens
+    nothing. A start that fails leaves what it found: that rule set, or nothing.
+    """
     from .service import daemonise  # the other commands are quicker without it
 
     directory.secure()
-    stop(directory)
+    _end_daemon(directory)
+    takes_over = is_enforced()
+    if not takes_over:
+        _clear(directory)
     try:
-        daemonise(directory, mode)
+        daemonise(directory, mode, takes_over)
     except AgentError:
-        stop(directory)
+        if not takes_over:
+            stop(directory)
         raise
 
 
@@ -89,6 +97,10 @@ def stop(directory: Directory) -> None:
         return
     _end_daemon(directory)
     delete_table()
+    _clear(directory)
+
+
+def _clear(directory: Directory) -> None:
     _restore(directory)
     directory.remove_ours()
 

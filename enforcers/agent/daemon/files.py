@@ -140,6 +140,15 @@ def delete_table() -> None:
     nft("-f", "-", input=f"table inet {TABLE}\ndelete table inet {TABLE}\n")
 
 
+def is_enforced() -> bool:
+    """Whether there is a table of ours, of whatever rule set."""
+    try:
+        nft("-t", "list", "table", "inet", TABLE)
+    except AgentError:
+        return False
+    return True
+
+
 def in_force(directory: Directory) -> str | None:
     """Why the rule set of the directory is not what the kernel enforces now, or None if it is."""
     try:

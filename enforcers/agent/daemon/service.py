@@ -21,12 +21,15 @@ _LINES_PER_SEND = 500
 class Service:
     """Set up in the order that loses nothing: listening before the rule set that makes events."""
 
-    def __init__(self, directory: Directory, mode: str) -> None:
+    def __init__(self, directory: Directory, mode: str, takes_over: bool) -> None:
         self._directory = directory
         policy = directory.read_policy()
-        # Connections from before are forgotten: under this rule set they are judged like new ones.
-        settings.forget()
-        write(directory.before, settings.render(settings.read(tuple(settings.WANTED))))
+        if not takes_over:
+            # Connections from before are forgotten: under this rule set they are judged like new ones. Those that a
+            # rule set of ours has judged carry its mark, as after any change of policy.
+            settings.forget()
+        if not (takes_over and settings.kept(directory.before)):
+            write(directory.before, settings.render(settings.read(tuple(settings.WANTED))))
         settings.write(settings.WANTED)
         self._watch = Watch(policy, attribute=mode == "agent")
         nft("-f", directory.rules)
@@ -88,7 +91,7 @@ class Service:
         client.sendall(b"".join(pending))
 
 
-def daemonise(directory: Directory, mode: str) -> None:
+def daemonise(directory: Directory, mode: str, takes_over: bool) -> None:
     """Start the daemon in a session of its own; returns when it answers, raises AgentError with what it said."""
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -97,7 +100,7 @@ def daemonise(directory: Directory, mode: str) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)
-        _be_daemon(directory, mode, write_end)
+        _be_daemon(directory, mode, takes_over, write_end)
     os.close(write_end)
     os.waitpid(child, 0)
     with os.fdopen(read_end) as said:
@@ -106,7 +109,7 @@ def daemonise(directory: Directory, mode: str) -> None:
         raise AgentError(answer or f"the daemon ended before it answered; see {directory.log}")
 
 
-def _be_daemon(directory: Directory, mode: str, report: int) -> None:
+def _be_daemon(directory: Directory, mode: str, takes_over: bool, report: int) -> None:
     """In the grandchild: never returns."""
     status = 1
     try:
@@ -116,7 +119,7 @@ def _be_daemon(directory: Directory, mode: str, report: int) -> None:
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         _leave_terminal(directory)
-        service = Service(directory, mode)
+        service = Service(directory, mode, takes_over)
         os.write(report, b"ok\n")
         os.close(report)
         service.run()

@@ -58,6 +58,15 @@ def parse(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in words}
 
 
+def kept(path: str) -> bool:
+    """Whether what `render` wrote is there, whole."""
+    try:
+        parse(files.read(path))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def forget() -> None:
     """Forget every tracked connection of this network namespace."""
     with netlink.connect(netlink.NETLINK_NETFILTER) as sock:
