@@ -323,7 +323,7 @@ def test_a_restart_replaces_the_rules_in_one_step_and_keeps_what_stands(
         together = [change for change in changes() if "delete table inet labctl_agent" in change]
         assert len(together) == 1 and "add table inet labctl_agent" in together[0]
     settings_before = host.run("cat", "/run/host/agent/before").stdout.decode()
-    assert "nf_conntrack_tcp_timeout_time_wait 10\n" not in settings_before, "what was there before the first start, not since"
+    assert "nf_conntrack_tcp_timeout_time_wait 10\n" not in settings_before, "of the first start"
 
 
 @ONE_AGENT
