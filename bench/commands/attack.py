@@ -28,6 +28,7 @@ app = typer.Typer()
 
 @app.command(epilog=epilog("labctl attack results/three-tier/2026-11-23T002230Z", "labctl attack three-tier",
                            "labctl attack techniques --techniques", "labctl attack three-tier --every-foothold",
+                           "labctl attack g21.yaml --every-foothold --shared",
                            codes=(EXIT_DONE, EXIT_USAGE, EXIT_MACHINE, EXIT_INTERRUPTED)))
 def attack(
     what: Annotated[str, typer.Argument(
@@ -42,6 +43,9 @@ def attack(
     every_foothold: Annotated[bool, typer.Option(
         "--every-foothold", help="With real packets, a lab an arm: seeded campaigns from every process of every host.",
         )] = False,
+    shared: Annotated[bool, typer.Option(
+        "--shared", help="With these: every position scans and exploits once, and every foothold's reach follows from "
+        "what was proven. For large networks.")] = False,
     all_vulnerable: Annotated[bool, typer.Option(
         "--all-vulnerable", help="With these: as if all that listens could be taken, not only what is declared.",
         )] = False,
@@ -52,8 +56,10 @@ def attack(
     if try_techniques or every_foothold:
         from bench.commands import attack_live
 
-        attack_live.run(what, arms, only if try_techniques else None, runs, all_vulnerable, as_json)
+        attack_live.run(what, arms, only if try_techniques else None, runs, all_vulnerable, as_json, shared)
         return
+    if shared:
+        raise fail("--shared is about --every-foothold; write both", EXIT_USAGE)
     saved = Path(what).is_dir() or Path(what).name == "summary.json"
     source, found = ("observed", _observed(Path(what))) if saved else ("expected", _expected(what, arms))
     if as_json:

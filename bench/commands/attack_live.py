@@ -8,6 +8,7 @@ import typer
 
 from bench.commands.common import (
     EXIT_INTERRUPTED,
+    EXIT_INVALID,
     EXIT_MACHINE,
     EXIT_USAGE,
     fail,
@@ -18,7 +19,8 @@ from bench.commands.common import (
 from lab.model import Scenario
 
 
-def run(name: str, arms: str, only: str | None, runs: int, all_vulnerable: bool, as_json: bool) -> None:
+def run(name: str, arms: str, only: str | None, runs: int, all_vulnerable: bool, as_json: bool,
+        shared: bool = False) -> None:
     """Techniques (`only` some, "": all), or with None campaigns. Prints; raises typer.Exit where not all went well."""
     from bench.attack_labs import AttackError
     from lab.hosts.build import BuildError
@@ -36,8 +38,12 @@ def run(name: str, arms: str, only: str | None, runs: int, all_vulnerable: bool,
 
         scenario = everything_vulnerable(scenario)
     try:
-        interrupted = _campaigns(scenario, names, runs, as_json) if only is None else \
-            _techniques(scenario, names, only, as_json)
+        if only is not None:
+            interrupted = _techniques(scenario, names, only, as_json)
+        elif shared:
+            interrupted = _shared(scenario, names, as_json)
+        else:
+            interrupted = _campaigns(scenario, names, runs, as_json)
     except (AttackError, BuildError) as err:
         raise fail(f"labctl: {err}", EXIT_MACHINE) from None
     if interrupted:
@@ -77,4 +83,19 @@ def _campaigns(scenario: Scenario, arms: tuple[str, ...], runs: int, as_json: bo
         print(found.model_dump_json(indent=1))
     else:
         show(found, console())
+    return found.interrupted
+
+
+def _shared(scenario: Scenario, arms: tuple[str, ...], as_json: bool) -> bool:
+    from bench import surveying
+    from bench.report.console import console
+    from bench.report.shared import show
+
+    found = surveying.shared(scenario, arms, _say)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        show(found, console())
+    if found.invalid and not found.interrupted:
+        raise typer.Exit(EXIT_INVALID)
     return found.interrupted

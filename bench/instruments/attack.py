@@ -57,6 +57,24 @@ def run(services: Services, attack: Attack, topology: Topology, seed: int) -> Ca
     return _Attacker(services, attack, topology, seed).run()
 
 
+def actor(host: str, process: str, topology: Topology) -> Actor:
+    """Who acts from a position: the process as its user, a dropped binary (`STRANGER`) as nobody."""
+    return Actor(host, process, DROPPED_USER if process == STRANGER else topology.processes[process].user)
+
+
+def targets(by: Actor, topology: Topology) -> list[Flow]:
+    """What a position scans: every TCP port that another host offers."""
+    return [Flow(by.host, by.process, by.user, host.name, name, "tcp", port, 4)
+            for host in topology.hosts.values() if host.name != by.host
+            for name in host.runs for service in topology.processes[name].listens if service.proto == "tcp"
+            for port in range(service.low, service.high + 1)]
+
+
+def attempt(flow: Flow, topology: Topology) -> Attempt:
+    """The flow as it is tried."""
+    return Attempt(Actor(flow.source, flow.process, flow.user), "tcp", 4, topology.hosts[flow.target].v4, flow.port)
+
+
 class _Attacker:
     def __init__(self, services: Services, attack: Attack, topology: Topology, seed: int) -> None:
         self.services, self.attack, self.topology = services, attack, topology
@@ -90,27 +108,13 @@ class _Attacker:
         """
         known = {"process": set(taken) & pure, "binary": set(taken)}
         plan = [(channel, flow) for channel in ("process", "binary")
-                for flow in self._targets(self._actor(host, process, channel)) if flow.target not in known[channel]]
+                for flow in targets(actor(host, process if channel == "process" else STRANGER, self.topology),
+                                    self.topology) if flow.target not in known[channel]]
         self.rng.shuffle(plan)
         flows = [flow for _channel, flow in plan]
-        got = self.services.probe([self._attempt(flow) for flow in flows], SCAN_TIMEOUT_S)
+        got = self.services.probe([attempt(flow, self.topology) for flow in flows], SCAN_TIMEOUT_S)
         self._keep(flows, got)
         return self._exploit([one for one, seen in zip(plan, got, strict=True) if seen.outcome == "OPEN"])
-
-    def _actor(self, host: str, process: str, channel: str) -> Actor:
-        if channel == "binary":
-            return Actor(host, STRANGER, DROPPED_USER)
-        return Actor(host, process, self.topology.processes[process].user)
-
-    def _targets(self, actor: Actor) -> list[Flow]:
-        return [Flow(actor.host, actor.process, actor.user, host.name, name, "tcp", port, 4)
-                for host in self.topology.hosts.values() if host.name != actor.host
-                for name in host.runs for service in self.topology.processes[name].listens if service.proto == "tcp"
-                for port in range(service.low, service.high + 1)]
-
-    def _attempt(self, flow: Flow) -> Attempt:
-        actor = Actor(flow.source, flow.process, flow.user)
-        return Attempt(actor, "tcp", 4, self.topology.hosts[flow.target].v4, flow.port)
 
     def _exploit(self, opened: Sequence[tuple[str, Flow]]) -> list[Step]:
         """The exploit on one port after another of each host and channel until it is taken; hosts beside each other.
@@ -125,7 +129,7 @@ class _Attacker:
             tried = [indexes.pop(0) for indexes in ports.values()]
             flows = [opened[index][1] for index in tried]
             nonces = [self.rng.getrandbits(63) for _ in flows]
-            got = self.services.exploit_all([self._attempt(flow) for flow in flows], nonces, SCAN_TIMEOUT_S)
+            got = self.services.exploit_all([attempt(flow, self.topology) for flow in flows], nonces, SCAN_TIMEOUT_S)
             self._keep(flows, [one.attempted for one in got])
             after_s = time.monotonic() - self.begin
             found |= {index: Step(opened[index][1].source, one.host, one.process, opened[index][1].port,

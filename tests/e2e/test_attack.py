@@ -120,3 +120,17 @@ def test_campaigns_from_every_foothold() -> None:
     assert min(open_["shares"]) > max(0.5, sum(shut["shares"]) / len(shut["shares"]))
     assert open_["attempts_to_goal"]["reached"] == open_["attempts_to_goal"]["n"] == 22
     assert shut["alerted"] > 0 and shut["blocked"] > 0 and open_["seen"] == 0
+
+
+def test_one_shared_scan_leads_as_far_as_all_campaigns() -> None:
+    """With real packets: edges proven once give every foothold's reach; campaigns from each of them find the same."""
+    means = []
+    for shared in (["--shared"], ["--all-vulnerable"]):
+        done = subprocess.run(labctl("three-tier", "--every-foothold", "--arms", "agent-nft", "--json",
+                                     *shared), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        means.append({name: arm["spread"]["everything is vulnerable"]["mean"] if "spread" in arm
+                      else sum(arm["shares"]) / len(arm["shares"])
+                      for name, arm in json.loads(done.stdout)["arms"].items()})
+    assert means[0] == pytest.approx(means[1])
+    assert 0 < means[0]["agent-nft"] < means[0]["none"] < 1
