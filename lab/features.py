@@ -231,7 +231,7 @@ def _netem() -> Lack | None:
     return problem
 
 
-def _ovs() -> Lack | None:
+def _ovs_kernel() -> Lack | None:
     """Ask generic netlink for the family: that also loads the module where the kernel may."""
     family = b"ovs_datapath\0"
     attribute = struct.pack("<HH", 4 + len(family), 2) + family  # CTRL_ATTR_FAMILY_NAME
@@ -247,6 +247,19 @@ def _ovs() -> Lack | None:
         return Lack(f"generic netlink does not answer ({err})", _no_kernel("Open vSwitch", _forbidden(err)))
     refused = struct.unpack_from("<H", answer, 4)[0] == 2  # NLMSG_ERROR
     return Lack("the kernel has no Open vSwitch datapath", _module("openvswitch")) if refused else None
+
+
+def _ovs() -> Lack | None:
+    """Its tools; and /dev/net/tun, of which a bridge's own interface in the userspace datapath is made."""
+    for tool in ("ovs-vswitchd", "ovsdb-server", "ovs-vsctl", "ovs-ofctl"):
+        if shutil.which(tool, path=tool_env()["PATH"]) is None:
+            return Lack(f"{tool} is not installed", apt_line(["openvswitch-switch"]))
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as err:
+        return Lack(f"/dev/net/tun cannot be opened ({os.strerror(err.errno or 0)})",
+                    AS_ROOT if _forbidden(err) and not _is_root() else "modprobe tun")
+    return None
 
 
 def _br_netfilter() -> Lack | None:
@@ -342,7 +355,8 @@ CHECKS: Mapping[str, Check] = _named((
     Check("nft-flowtable", "established traffic past the firewall", _flowtable),
     Check("br-netfilter", "firewall on a bridge, by netfilter", _br_netfilter),
     Check("isolated-ports", "switch ports that may reach the router alone", _isolated_ports),
-    Check("ovs-kernel", "Open vSwitch in the kernel", _ovs),
+    Check("ovs-kernel", "Open vSwitch in the kernel", _ovs_kernel),
+    Check("ovs", "Open vSwitch's own daemons", _ovs),
     Check("softflowd", "NetFlow and IPFIX of what a mirror port hears", _softflowd),
     Check("mirror", "a copy of all frames of a segment", _mirror),
     Check("docker", "hosts that are containers", _docker, outside=True),

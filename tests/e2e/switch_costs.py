@@ -32,7 +32,7 @@ policy:
     - {{name: what is measured, allow: {{from: {{role: client}}, to: {{role: server}}, service: 80/tcp}}}}
     - name: ten thousand entries
       allow: {{from: {{role: client}}, to: {{role: server}}, service: [{", ".join(f"{port}/tcp" for port in PORTS)}]}}
-arms: [none, virtual-switch, virtual-switch-nft]
+arms: [none, virtual-switch, virtual-switch-nft, virtual-switch-ovs-userspace]
 """
 
 

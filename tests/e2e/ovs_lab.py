@@ -1,0 +1,60 @@
+"""Open vSwitch at the switch of a whole lab: what hosts and the switch see of it; one daemon killed. Runs isolated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from enforcers.agentless.virtual_switch_ovs import DIRECTORY, VirtualSwitchOvsUserspace
+from lab.backends.mininet_lab import up
+from lab.hosts.attempts import Actor
+from lab.hosts.build import build
+from lab.hosts.roles import actors
+from lab.isolation import RunIdentity
+from lab.scenario import load
+from tests.e2e.agentless_lab import listed
+from tests.e2e.switch_lab import ROOT
+
+_LINKS = ("ip", "-json", "-details", "link", "show")
+_KEPT = ("ifname", "master", "mtu", "promiscuity", "flags")
+_DAEMONS = ("ovsdb-server", "ovs-vswitchd")
+
+
+def lived(me: RunIdentity, _argument: object) -> dict[str, Any]:
+    """Put in place, used, its switch daemon killed, put in place again, taken away; twice."""
+    scenario = load(ROOT / "scenarios" / "same-segment.yaml")
+    topology = scenario.topology
+    with up(topology, build(), me.cgroup, actors(topology)) as testbed:
+        def links() -> list[dict[str, Any]]:
+            shown = json.loads(testbed.switch.run(_LINKS, "").stdout)
+            return [{key: one.get(key) for key in _KEPT} for one in shown]
+
+        def asked() -> bool:
+            done = testbed.services.crr(Actor("admin", "console", "svc"), 4, topology.hosts["web"].v4, 80, 0.3)
+            return done.n > 0 and not done.errors
+
+        def running() -> list[int]:
+            return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+                    and (entry / "comm").read_text().strip() in _DAEMONS and (entry / "cmdline").read_bytes()]
+
+        arm = VirtualSwitchOvsUserspace()
+        native = arm.compile(scenario.policy, topology)
+        place = testbed.enforcement(arm.name, lambda flow: arm.covers(flow, topology))
+        hosts, before = listed(testbed), links()
+        place.install(native, arm.render(native, topology))
+        found: dict[str, Any] = {"unseen": listed(testbed) == hosts, "asked": asked(), "daemons": len(running())}
+        os.kill(int(Path(DIRECTORY, "run/ovs-vswitchd.pid").read_text()), signal.SIGKILL)
+        found["ready without"] = any(testbed.run_at(point, plan.ready).status == 0
+                                     for point, plan in arm.render(native, topology).items())
+        found["asked without"] = asked()
+        place.up()
+        found["asked again"] = asked()
+        place.down()
+        place.up()
+        place.down()
+        files = sorted(path.name for path in Path(DIRECTORY).iterdir() if path.suffix not in (".py", ".flows"))
+        return {**found, "back": links() == before, "hosts": listed(testbed) == hosts, "left": running(),
+                "files": files}
