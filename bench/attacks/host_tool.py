@@ -12,7 +12,6 @@ Every line that it prints is JSON; what waits for others says {"ready": …} fir
     resolve PORT ADDRESS, names PORT, ask ADDRESS HEX    a resolver, the name server behind it, data told in names
     echo ADDRESS HEX, echoes              data in the payload of echo requests, and who reads them (root)
     poison INTERFACE MAC VICTIM MAC CLAIMED SECONDS      ARP: I am CLAIMED; ends with the first frame it gets (root)
-    flood SOURCE ADDRESS PORT SECONDS     connection requests from every port in turn (root)
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from bench.attacks.host_base import AGAIN, TIMEOUT_S, Puzzle, Try, pieces, readable, say
 from bench.attacks.host_names import ask, echo, echoes, names, resolve
-from bench.attacks.host_root import flood, poison
+from bench.attacks.host_root import poison
 
 _PROOF_KEY = 0x5A5A5A5A5A5A5A5A
 
@@ -164,8 +163,7 @@ def login(address: str, port: str, path: str) -> None:
 
 VERBS: dict[str, Callable[..., None]] = {
     "exploit": exploit, "send": send, "receive": receive, "hold": hold, "relay": relay, "remote": remote,
-    "login": login, "ask": ask, "names": names, "resolve": resolve, "echo": echo, "echoes": echoes, "poison": poison,
-    "flood": flood}
+    "login": login, "ask": ask, "names": names, "resolve": resolve, "echo": echo, "echoes": echoes, "poison": poison}
 
 if __name__ == "__main__":
     words = sys.argv[1:]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
-from bench.attacks.ground import ROOT, Ground, Service
+from bench.attacks.ground import Ground, Service
 from bench.attacks.technique import Came, NotHereError, Technique, came
 from lab.hosts.attempts import Actor
-from lab.model import Flow, Policy
+from lab.model import FAMILIES, Flow, Host, Policy
 from lab.policy import decide
 
 _TABLE = "/proc/sys/net/netfilter/nf_conntrack"
-FLOOD_S = 3.0
+FLOOD, FLOOD_S = Path(__file__).with_name("flood.c"), 5.0
+MOST_WAYS = 16
 HONEST = 20
 TRIES, PAUSE_S = 5, 0.2
 
@@ -47,28 +51,48 @@ def _without(ground: Ground, actor: Actor, service: Service) -> Policy:
 
 
 def _flood(ground: Ground) -> Came:
-    """Connection requests from every port, by a way that is allowed; meanwhile one that is denied is tried."""
+    """Requests from every port, by every way that is allowed; meanwhile denied and honest ones are tried."""
     here = ground.topology.hosts[ground.foothold.host]
-    service = next((one for one in ground.configured(here.name) if ground.allowed(ground.foothold, one)), None)
-    if service is None:
-        raise NotHereError("the foothold may call nothing")
-    denied = _denied(ground)
-    honest, target = _honest(ground, here.name)
-    with ground.running(here.name, ROOT, "flood", here.v4, service[0], str(service[1]), f"{FLOOD_S:g}",
-                        ready=True) as tool:
-        through, failed, most, said = 0, 0, 0, None
-        while said is None:
-            through += ground.opens(ground.dropped(here.name), denied)
-            if honest:
-                failed += sum(one.outcome != "OPEN" for one in ground.probe(honest, [target] * HONEST))
-            most = max(most, _states(ground))
-            said = tool.heard(0.05)
-    room = int(ground.testbed.run(ground.topology.router, ["cat", f"{_TABLE}_max"]).stdout or 0)
-    words = (f"{said['sent'] - said['refused']:,} of {said['sent']:,} requests went out; the router held {most:,} "
-             f"of at most {room:,} states")
-    if honest:
-        words += f"; {failed} honest connections failed"
+    denied, (honest, target) = _denied(ground), _honest(ground, here.name)
+    with contextlib.ExitStack() as others:
+        held = others.enter_context(ground.running(honest.host, honest.process, "hold", target[0], str(target[1]))) \
+            if honest else None
+        stood = bool(held and held.said()["ready"])
+        with ground.program(here.name, FLOOD, f"{FLOOD_S:g}", *_ways(ground, here)) as tool:
+            through, failed, tried, most, said = 0, 0, 0, 0, None
+            while said is None:
+                through += ground.opens(ground.dropped(here.name), denied)
+                if honest:
+                    failed += sum(one.outcome != "OPEN" for one in ground.probe(honest, [target] * HONEST))
+                    tried += HONEST
+                most = max(most, _states(ground))
+                said = tool.heard(0.05)
+        words = f"{said['sent'] - said['refused']:,} of {said['sent']:,} packets went out; {_filled(ground, most)}"
+        if honest:
+            words += f"; {failed} of {tried} honest connections failed"
+        if held and stood:
+            held.tell()
+            words += f", one from before {'lives on' if held.said()['alive'] else 'is dead'}"
     return came(bool(through), f"what is denied {'got through' if through else 'stayed shut'}; {words}")
+
+
+def _ways(ground: Ground, here: Host) -> Iterator[str]:
+    """Every service that the policy allows to some process of the host, over both families: 65,535 flows each."""
+    hosts = ground.topology.hosts
+    actors = [ground.actor(here.name, name) for name in here.runs]
+    found = [(service.proto, target, port) for target in hosts.values() if target is not here for name in target.runs
+             for service in ground.topology.processes[name].listens for port in (service.low,)
+             if service.proto != "icmp" and any(ground.allowed(a, (target.v4, port), service.proto) for a in actors)]
+    if not found:
+        raise NotHereError("the foothold may call nothing")
+    for proto, target, port in found[:MOST_WAYS]:
+        for family in FAMILIES:
+            yield from (str(proto), here.address(family), target.address(family), str(port))
+
+
+def _filled(ground: Ground, most: int) -> str:
+    room = int(ground.testbed.run(ground.topology.router, ["cat", f"{_TABLE}_max"]).stdout or 0)
+    return f"the router held {most:,} of at most {room:,} states"
 
 
 def _denied(ground: Ground) -> Service:

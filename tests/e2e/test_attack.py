@@ -69,6 +69,13 @@ def test_an_arm_stops_it_or_none_can(found: Techniques, technique: Any) -> None:
         assert tried.ending == wanted, f"{arm}: {tried.detail}"
 
 
+def test_the_flood_reaches_the_state_table_and_spares_who_stood_before(found: Techniques) -> None:
+    said = found.arms["chokepoint"].tried["flood"].detail
+    held = int(said.partition("the router held ")[2].partition(" ")[0].replace(",", ""))
+    assert held > 20_000 and "one from before lives on" in said
+    assert "the router held 0 " in found.arms["none"].tried["flood"].detail
+
+
 def test_nothing_was_sent_before_the_lab_was_found_closed(found: Techniques) -> None:
     hosts = 10
     assert all((arm.devices or 0) > 2 * hosts for arm in found.arms.values() if not arm.unsupported)
