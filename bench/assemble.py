@@ -224,7 +224,9 @@ def _several_users(collected: Collected) -> bool:
 
 
 def _notes(collected: Collected, costs: Costs) -> list[str]:
-    notes = [f"{name}: the machine's own speed read otherwise under it than under none, so its costs are as measured"
+    notes = [f"{name}: {said}" for name in collected.records
+             if (said := getattr(collected.enforcers[name], "caveat", ""))]
+    notes += [f"{name}: the machine's own speed read otherwise under it than under none, so its costs are as measured"
              for name in costs.moved]
     notes += [f"{name}: its visits were not steady when the windows that count began: its costs hold part of its "
               "start" for name in costs.unsteady]

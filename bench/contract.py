@@ -48,6 +48,12 @@ class Guarded:
         """Whether it says that no host can send as another. Not a verb: who does not say so does not claim it."""
         return getattr(self._enforcer, "stops_spoofing", False) is True
 
+    @property
+    def caveat(self) -> str:
+        """What every report says of it, in a line; "" if it says nothing of the kind."""
+        said = getattr(self._enforcer, "caveat", "")
+        return said if isinstance(said, str) else ""
+
     def needs(self) -> tuple[Feature, ...]:
         needs = self._call("needs", lambda: tuple(self._enforcer.needs()))
         self._each("needs", needs, Feature)

@@ -72,6 +72,7 @@ class VirtualSwitchOvsUserspace(VirtualSwitchOvs):
     """Open vSwitch at every switch port, userspace datapath: a lower bound, not how products run it. No telemetry."""
 
     name = "virtual-switch-ovs-userspace"
+    caveat = "Open vSwitch's userspace datapath over packet sockets: a lower bound, not how products run it"
     datapath = "netdev"
 
     def needs(self) -> tuple[Feature, ...]:

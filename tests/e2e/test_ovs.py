@@ -23,6 +23,7 @@ def test_no_defect_and_the_gaps_of_the_virtual_switch(scenario: str, tmp_path: A
     summary = ran(scenario, str(tmp_path), f"none,{KERNEL},{USERSPACE}")
     check(summary, {USERSPACE: golden, KERNEL: golden})
     assert summary.arms[USERSPACE].unsupported is None
+    assert [note for note in summary.notes if note.startswith(f"{USERSPACE}: ") and "a lower bound" in note]
     if lack := features.probe("ovs-kernel"):
         assert lack.problem in (summary.arms[KERNEL].unsupported or "")
     if scenario == "spoofing":
