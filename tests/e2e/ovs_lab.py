@@ -14,7 +14,8 @@ from lab.hosts.attempts import Actor
 from lab.hosts.build import build
 from lab.hosts.roles import actors
 from lab.isolation import RunIdentity
-from lab.scenario import load
+from lab.model import FAMILIES, Family
+from lab.scenario import load, loads
 from tests.e2e.agentless_lab import listed
 from tests.e2e.switch_lab import ROOT
 
@@ -58,3 +59,36 @@ def lived(me: RunIdentity, _argument: object) -> dict[str, Any]:
         files = sorted(path.name for path in Path(DIRECTORY).iterdir() if path.suffix not in (".py", ".flows"))
         return {**found, "back": links() == before, "hosts": listed(testbed) == hosts, "left": running(),
                 "files": files}
+
+
+def fragments(me: RunIdentity, _argument: object) -> dict[str, str]:
+    """What ping says between two hosts and across segments, of datagrams that fit a frame and that take three."""
+    scenario = loads(_PINGS, "pings.yaml")
+    topology, arm = scenario.topology, VirtualSwitchOvsUserspace()
+    with up(topology, build(), me.cgroup, actors(topology)) as testbed:
+        native = arm.compile(scenario.policy, topology)
+        place = testbed.enforcement(arm.name, lambda flow: arm.covers(flow, topology))
+        place.install(native, arm.render(native, topology))
+
+        def pinged(source: str, target: str, family: Family, size: int) -> str:
+            argv = ["ping", "-c", "2", "-i", "0.1", "-W", "1", "-s", str(size), topology.hosts[target].address(family)]
+            return testbed.run(source, argv).stdout.decode().partition(" received")[0].rpartition(" ")[2]
+
+        return {f"{source} > {target} v{family} {size}": pinged(source, target, family, size)
+                for source, target in (("client", "server"), ("client", "far"), ("server", "client"))
+                for family in FAMILIES for size in (56, 4000)}
+
+
+_PINGS = """version: 1
+name: pings
+topology:
+  segments: {floor: {}, hall: {}}
+  hosts:
+    client: {segment: floor, labels: {role: client}}
+    server: {segment: floor, labels: {role: server}}
+    far: {segment: hall, labels: {role: server}}
+policy:
+  default: deny
+  rules: [{name: pings, allow: {from: {role: client}, to: {role: server}, service: icmp}}]
+arms: [none]
+"""

@@ -35,3 +35,9 @@ def test_hosts_see_nothing_a_killed_daemon_closes_and_all_is_put_back() -> None:
     found = call("tests.e2e.ovs_lab", "lived", timeout_s=120)
     assert found == {"unseen": True, "asked": True, "daemons": 2, "ready without": False, "asked without": False,
                      "asked again": True, "back": True, "hosts": True, "left": [], "files": ["lock"]}
+
+
+def test_fragments_go_with_their_first_and_are_denied_with_it() -> None:
+    found = call("tests.e2e.ovs_lab", "fragments", timeout_s=120)
+    assert len(found) == 12
+    assert found == {flow: "0" if flow.startswith("server") else "2" for flow in found}

@@ -94,10 +94,11 @@ def test_invalid_and_what_begins_in_the_middle_are_dropped() -> None:
     topology, policy = three_tier()
     tables = Flows(text_of(VirtualSwitchOvs().compile(policy, topology)))
     assert tables.look_up(flows.JUDGE, {"ip": "", "ct_state": "trk+inv"}) == "drop"
-    new = {"ip": "", "tcp": "", "ct_state": "trk+new"}
+    new = {"ip": "", "tcp": "", "ct_state": "trk+new", "ip_frag": "not_later"}
     assert tables.look_up(flows.PASS, {**new, "tcp_flags": "+ack"}) == "drop"
     assert tables.look_up(flows.PASS, {**new, "tcp_flags": "+syn-ack"}).startswith("ct(commit")
     assert tables.look_up(flows.PASS, {"ip": "", "tcp": "", "ct_state": "trk+est"}) == "NORMAL"
+    assert tables.look_up(flows.PASS, {**new, "tcp_flags": "", "ip_frag": "later"}).startswith("ct(commit")
 
 
 def test_a_port_says_what_is_its_hosts_alone() -> None:

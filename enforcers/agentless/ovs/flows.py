@@ -47,17 +47,17 @@ def _sorted() -> Iterator[str]:
         for number in _NUMBERS[family].values():
             yield _flow(SORT, 90, f"{_IP[family]},nw_proto={number}", f"ct(table={JUDGE},zone=$zone)")
         yield _flow(SORT, 80, _IP[family], f"goto_table:{UNTRACKED}")
+    yield _flow(SORT, 90, "ipv6,nw_proto=44", f"ct(table={JUDGE},zone=$zone)")  # what later fragments are said to be
     yield _flow(SORT, 0, "", _DROP)
 
 
 def _passed() -> Iterator[str]:
     commit = "ct(commit,zone=$zone),NORMAL"
-    for word, later in (("tcp", "ip"), ("tcp6", "ipv6")):  # what begins in the middle would be picked up
-        yield _flow(PASS, 110, f"{later},ip_frag=later", "NORMAL")
+    for word in ("tcp", "tcp6"):  # what begins in the middle would be picked up; later fragments go with their first
         yield _flow(PASS, 100, f"{word},ct_state=+new+trk,tcp_flags=+syn-ack", commit)
-        yield _flow(PASS, 90, f"{word},ct_state=+new+trk", _DROP)
-    for later in _IP.values():
-        yield _flow(PASS, 80, f"{later},ct_state=+new+trk", commit)
+        yield _flow(PASS, 90, f"{word},ct_state=+new+trk,ip_frag=not_later", _DROP)
+    for word in _IP.values():
+        yield _flow(PASS, 80, f"{word},ct_state=+new+trk", commit)
     yield _flow(PASS, 0, "", "NORMAL")
 
 
