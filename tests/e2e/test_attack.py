@@ -40,6 +40,16 @@ STOPPED = {
 }
 
 
+# What the arms made of two, and the others of the network, let succeed.
+LET = {
+    "hairpin": set(STOPPED) - {t for t, arms in STOPPED.items() if "chokepoint" in arms}
+    - {"credentials", "tool-transfer", "arp"},
+    "virtual-switch-nft": {t for t, arms in STOPPED.items() if "virtual-switch" not in arms},
+    "unified": {t for t, arms in STOPPED.items() if not {"agent-ebpf", "virtual-switch"} & arms},
+    "unified-nft": {t for t, arms in STOPPED.items() if not {"agent-nft", "virtual-switch"} & arms},
+}
+
+
 def labctl(*argv: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "bench.cli", "attack", *argv)
 
@@ -67,6 +77,19 @@ def test_an_arm_stops_it_or_none_can(found: Techniques, technique: Any) -> None:
         tried = found.arms[arm].tried[technique.name]
         wanted = "stopped" if arm in STOPPED[technique.name] else "succeeded"
         assert tried.ending == wanted, f"{arm}: {tried.detail}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", LET)
+def test_the_other_arms_stop_what_they_are_made_of(arm: str) -> None:
+    done = subprocess.run(labctl("techniques", "--techniques", "--arms", arm, "--json"), cwd=ROOT, capture_output=True,
+                          text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    tried = Techniques.model_validate_json(done.stdout).arms[arm]
+    if tried.unsupported:
+        pytest.skip(f"{arm} cannot run here: {tried.unsupported}")
+    assert {name for name, one in tried.tried.items() if one.ending == "succeeded"} == LET[arm]
+    assert {one.ending for one in tried.tried.values()} == {"succeeded", "stopped"}
 
 
 def test_the_flood_reaches_the_state_table_and_spares_who_stood_before(found: Techniques) -> None:
