@@ -60,7 +60,7 @@ def demands(scenario: Scenario, enforcers: Iterable[Enforcer]) -> Mapping[str, f
     """By host (or router), the features that these arms need there: what they are granted is no more than that."""
     found: dict[str, frozenset[str]] = {}
     for enforcer in enforcers:
-        if docker_specs.missing(enforcer.needs()):
+        if missing("docker", enforcer.needs()):
             continue  # it will not run, so nobody needs anything for it
         needs = frozenset(feature.name for feature in enforcer.needs())
         native = enforcer.compile(scenario.policy, scenario.topology)

@@ -350,6 +350,7 @@ CHECKS: Mapping[str, Check] = _named((
     Check("btf", "kernel programs that fit any kernel", _btf),
     Check("cgroup-bpf", "kernel programs on a host's sockets and packets", _cgroup_bpf),
     Check("tc-bpf", "kernel programs on a switch port (clsact)", _tc_bpf),
+    Check("host-tc-bpf", "kernel programs on a host's own interfaces (clsact)", _tc_bpf),
     Check("netem", "links with delay and loss", _netem),
     Check("nft-netdev", "packet filters at an interface", _netdev),
     Check("nft-flowtable", "established traffic past the firewall", _flowtable),

@@ -47,7 +47,7 @@ class AgentEbpf:
             Feature("btf", "the programs find the kernel's own fields by its type information"),
             Feature("cgroup2", "the programs are attached to the hosts' control groups"),
             Feature("cgroup-bpf", "sockets and packets are judged by the control group they belong to"),
-            Feature("tc-bpf", "echoes, and frames of packet sockets, are judged at the hosts' interfaces"),
+            Feature("host-tc-bpf", "echoes, and frames of packet sockets, are judged at the hosts' interfaces"),
             Feature("libbpf", "the agent loads its programs with it"),
             Feature("clang", "the programs are compiled on this machine"),
             Feature("python3", "the agent is a Python 3.11 program without dependencies"),

@@ -163,10 +163,20 @@ class DockerTestbed(ServedTestbed):
             options={"com.docker.network.bridge.enable_ip_masquerade": "false"}, labels=self._labels())
 
     def _make_container(self, spec: ContainerSpec) -> None:
-        api = self._client.api
+        import docker.errors
+
         own = self._own / spec.host
         own.mkdir(mode=0o700)
         (own / "plan").write_text(spec.plan)
+        try:
+            self._create(spec)
+        except docker.errors.APIError as err:
+            if "unknown capability" not in str(err.explanation) or docker_specs.on_old_engine(spec) is spec:
+                raise
+            self._create(docker_specs.on_old_engine(spec))
+
+    def _create(self, spec: ContainerSpec) -> None:
+        api = self._client.api
         ends = {name: api.create_endpoint_config(ipv4_address=v4, ipv6_address=v6)
                 for name, (v4, v6) in spec.addresses.items()}
         first, *others = spec.addresses or [f"container:{spec.beside}"]
@@ -179,7 +189,7 @@ class DockerTestbed(ServedTestbed):
             host_config=api.create_host_config(
                 network_mode=first, pid_mode=f"container:{spec.beside}" if spec.beside else None,
                 binds=self._binds(spec), cap_drop=["ALL"], cap_add=spec.capabilities,
-                security_opt=["no-new-privileges"], extra_hosts=dict(spec.known) or None,
+                mounts=self._pins(spec), security_opt=["no-new-privileges"], extra_hosts=dict(spec.known) or None,
                 sysctls=dict(spec.sysctls), cgroupns="host", pids_limit=-1,
                 tmpfs=dict.fromkeys(("/run/host",) if spec.image else ("/opt", "/srv", "/run/host"), "exec,mode=755")))
         for name in others:
@@ -199,6 +209,14 @@ class DockerTestbed(ServedTestbed):
             own[self.cgroup] = docker_specs.CGROUP
         return [*(f"{source}:{target}:ro" for source, target in shared.items() if Path(source).exists()),
                 *(f"{source}:{target}" for source, target in own.items())]
+
+    def _pins(self, spec: ContainerSpec) -> list[Any]:
+        """A bpf file system, mounted by the engine since the container may not. What is pinned there ends with it."""
+        from docker.types import DriverConfig, Mount
+
+        how = {"type": "bpf", "device": "bpf", "o": "mode=700,nosuid,nodev,noexec"}
+        return [Mount(docker_specs.PINS, None, type="volume", no_copy=True, labels=self._labels(),
+                      driver_config=DriverConfig("local", how))] if spec.pins else []
 
     def _labels(self) -> dict[str, str]:
         return {docker_left.LABEL: self._run_id}

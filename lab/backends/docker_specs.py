@@ -11,7 +11,7 @@ import io
 import ipaddress
 import tarfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab.backends.mininet_net import HOST_SYSCTLS, ROUTER_SYSCTLS, bridge_of, router_mac
@@ -20,7 +20,7 @@ from lab.model import FAMILIES, Family, Feature, Host, Segment, Topology
 # capabilities(7), by number: what the first process of a container may keep.
 CAPABILITIES: Mapping[str, int] = {
     "DAC_READ_SEARCH": 2, "KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_ADMIN": 12, "NET_RAW": 13,
-    "SYS_PTRACE": 19,
+    "SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39,
 }  # fmt: skip
 SERVE = frozenset({"SETGID", "SETUID", "KILL", "NET_RAW"})  # to be its users, to end them; to see echo requests arrive
 START = frozenset({"NET_ADMIN", "SETPCAP"})  # until its network is as planned and the rest is given up
@@ -29,13 +29,17 @@ _OF_FEATURE: Mapping[str, frozenset[str]] = {
     "conntrack-events": frozenset({"NET_ADMIN"}),
     "nflog": frozenset({"NET_ADMIN"}),
     "sock-diag": frozenset({"NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}),  # whose socket: in other users' /proc
+    "cgroup-bpf": frozenset({"BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}),  # and who it is
+    "host-tc-bpf": frozenset({"BPF", "NET_ADMIN"}),
 }
-_FREE = frozenset({"python3", "iperf3", "cgroup2", "several-users", "clang", "libbpf"})  # there without a capability
+_FREE = frozenset({"python3", "iperf3", "cgroup2", "several-users", "clang", "libbpf", "bpf",
+                   "btf"})  # there without a capability of their own
 _CONNTRACK = {"net.netfilter.nf_conntrack_acct": "1", "net.netfilter.nf_conntrack_timestamp": "1"}
 
 # Where things are in a container.
 OWN, CONTROL, LIFELINE, CGROUP, LABHOST = ("/run/lab/own", "/run/lab/control.sock", "/run/lab/alive.sock",
                                            "/run/lab/cgroup", "/run/lab/labhost")
+PINS = "/run/lab/bpf"
 _LAYOUT = ("dev", "etc", "etc/alternatives", "opt", "proc", "root", "run", "run/host", "run/lab", "run/site", "srv",
            "sys", "tmp", "usr", "var", "var/tmp")
 _USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
@@ -66,6 +70,7 @@ class ContainerSpec:
     plan: str
     image: str | None = None
     known: Mapping[str, str] = field(default_factory=dict)  # names that it can look up, with IPv4 addresses
+    pins: bool = False  # it has a bpf file system of its own, in which an agent's programs outlive the agent
     beside: str = ""  # the name of the container whose network and processes it shares, instead of ones of its own
 
     @property
@@ -81,6 +86,21 @@ class ContainerSpec:
 def capabilities(features: Collection[str]) -> frozenset[str]:
     """The least that a host needs whose arms need `features` there; none of them: what serving takes."""
     return SERVE.union(*(_OF_FEATURE.get(feature, frozenset()) for feature in features))
+
+
+_SINCE_5_8 = frozenset({"BPF", "PERFMON"})  # what the kernel took out of SYS_ADMIN then, and grants with it still
+
+
+def on_old_engine(spec: ContainerSpec) -> ContainerSpec:
+    """The same container for an engine that does not know these capabilities' names; itself if it asks for none."""
+    if not spec.keep & _SINCE_5_8:
+        return spec
+    return replace(spec, keep=spec.keep - _SINCE_5_8 | {"SYS_ADMIN"})
+
+
+def pins(features: Collection[str]) -> bool:
+    """Whether arms that need `features` keep programs in the kernel for a host."""
+    return "cgroup-bpf" in features
 
 
 def missing(needs: Collection[Feature]) -> str | None:
@@ -118,7 +138,7 @@ def containers(topology: Topology, run_id: str, demands: Mapping[str, Collection
              image: str | None = None) -> ContainerSpec:
         keep = SERVE if image else capabilities(demands.get(name, ()))
         return ContainerSpec(name, f"{run_id}-{name}", addresses, keep, sysctls(name, values), text, image,
-                             names(topology) if image else {})
+                             names(topology) if image else {}, pins(demands.get(name, ())) and not image)
 
     segments = topology.segments
     yours = {network_name(run_id, s.name): (s.gateway4, s.gateway6) for s in segments.values()}
@@ -144,7 +164,7 @@ def sidecars(topology: Topology, run_id: str, demands: Mapping[str, Collection[s
     """Beside each host of a foreign image where an arm enforces: a container of the base image, which has the tools
     that the arm needs, in the host's network and among its processes. It has the arm's capabilities, not the host."""
     return [ContainerSpec(agent_name(name), f"{run_id}-{agent_name(name)}", {}, capabilities(demands[name]), {}, "",
-                          beside=f"{run_id}-{name}")
+                          pins=pins(demands[name]), beside=f"{run_id}-{name}")
             for name, host in topology.hosts.items() if host.image and name in demands]
 
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import registry, testbeds
+from enforcers.agent.ebpf.daemon import place
 from lab import runs
 from lab.backends import docker_engine, docker_left, docker_specs
 from lab.backends.docker_specs import SERVE, START, capabilities, containers, networks
@@ -54,11 +55,49 @@ def test_an_arm_s_capabilities_are_granted_where_it_enforces_and_nowhere_else() 
 
 
 def test_an_arm_that_containers_cannot_carry_is_unsupported_with_the_reason_and_demands_nothing() -> None:
-    needs = (Feature("nftables", "rules"), Feature("cgroup-bpf", "verdicts on sockets"))
+    needs = (Feature("nftables", "rules"), Feature("tc-bpf", "verdicts at a port"))
     assert docker_specs.missing(needs[:1]) is None and testbeds.missing("docker", ()) is None
-    said = "cgroup-bpf: a container of a lab is not given it (verdicts on sockets); use --backend mininet"
+    said = "tc-bpf: a container of a lab is not given it (verdicts at a port); use --backend mininet"
     assert docker_specs.missing(needs) == said
     assert testbeds.demands(SCENARIO, [SimpleNamespace(needs=lambda: needs)]) == {}  # type: ignore[list-item]
+
+
+def test_an_agent_in_the_kernel_gets_what_it_takes_and_a_bpf_file_system_where_it_enforces() -> None:
+    arm = registry.load("agent-ebpf")
+    assert docker_specs.missing(arm.needs()) is None
+    demands = {"db": frozenset(feature.name for feature in arm.needs()), "web-1": frozenset({"nftables", "sock-diag"})}
+    made = {one.host: one for one in containers(TOPOLOGY, "labctl-1", demands, KNOWN)}
+    assert {name for name, one in made.items() if one.pins} == {"db"}
+    assert made["db"].keep == SERVE | {"BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}
+    assert made["db"].keep_bits >> 38 == 0b11  # capabilities(7): PERFMON, BPF
+    old = docker_specs.on_old_engine(made["db"])
+    assert old.keep == SERVE | {"SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"} and old.pins
+    assert docker_specs.on_old_engine(made["web-1"]) is made["web-1"]  # nobody else gets it
+
+
+def test_beside_a_foreign_image_the_agent_gets_what_it_takes_and_the_image_nothing() -> None:
+    topology = replace(TOPOLOGY, hosts=TOPOLOGY.hosts | {"db": replace(TOPOLOGY.hosts["db"], image="redis:7")})
+    demands = {"db": frozenset({"cgroup-bpf", "host-tc-bpf"})}
+    db = next(one for one in containers(topology, "labctl-1", demands, KNOWN) if one.host == "db")
+    (beside,) = docker_specs.sidecars(topology, "labctl-1", demands)
+    assert (db.keep, db.pins, beside.pins) == (SERVE, False, True) and "BPF" in beside.keep
+
+
+def test_an_agent_of_a_container_attaches_to_its_own_host_s_control_group(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "CONTAINED", str(tmp_path / "cgroup"))
+    monkeypatch.setattr(place, "PINS", str(tmp_path / "bpf"))
+    monkeypatch.setattr(place, "_cgroup_root", lambda: "/sys/fs/cgroup")
+    assert place.Place("db", "/run/host/agent").cgroup == "/sys/fs/cgroup"
+    for name in ("cgroup/db", "cgroup/web-1", "bpf"):
+        (tmp_path / name).mkdir(parents=True)
+    found = place.Place("db", "/run/host/agent")
+    assert (found.cgroup, found.bpf, found.in_lab) == (f"{tmp_path}/cgroup/db", f"{tmp_path}/bpf/agent-ebpf", False)
+
+
+def test_the_agent_looks_where_the_backend_mounts() -> None:
+    """The agent imports nothing of the project's, so the paths are written down twice."""
+    assert (place.CONTAINED, place.PINS) == (docker_specs.CGROUP, docker_specs.PINS)
 
 
 def test_a_feature_that_nobody_knows_grants_nothing() -> None:

@@ -34,6 +34,7 @@ _STORAGES = ("socks", "tasks")  # read and written by the kernel alone
 _RING_BYTES = {"events": 1 << 19, "records": 4 << 20}  # mapped here: nearly half of what the agent takes
 _COUNTERS = ("records_lost", "events_lost", "denied", "would_denied", "untagged", "unnamed", "out_of_memory",
              "first_seen", "raw_refused", "packet_sockets", "revoked", "adopted")
+_OWN_SLOTS = 2  # of an agent that serves one host: its tables and the idle ones
 _LEAST_ROOM, _NEIGHBOURS, MAX_HOSTS = 64, 16, 1024
 _PROVISIONAL = 1 << 31  # abi.h: a number that the kernel gave an executable that nobody had looked at
 _CLONE_NEWNET, _CLONE_NEWPID = 0x40000000, 0x20000000
@@ -206,15 +207,23 @@ class Kernel:
             if (slot, name) in self._rooms:
                 self._rooms[slot, name][0].close()
             self._rooms[slot, name] = (inner, room)
+            if not self._place.in_lab and slot < _OWN_SLOTS:
+                self._pin(f"room_{slot}_{name}", inner.fd)
             self._empty.add((slot, name))
         return made
 
     def _know_rooms(self) -> None:
         """The inner maps that a dead agent made, some of them in force."""
         for name in INNER:
-            for slot, number in self._map(name).items():
-                inner = Map(syscall.map_by_id(*_U32.unpack(number)))
-                self._rooms[_U32.unpack(slot)[0], name] = (inner, inner.entries)
+            for key, number in self._map(name).items():
+                slot = _U32.unpack(key)[0]
+                try:
+                    inner = Map(syscall.map_by_id(*_U32.unpack(number)))
+                except PermissionError:  # that takes SYS_ADMIN, and an agent of a container may have no more than BPF
+                    if slot >= _OWN_SLOTS:
+                        continue  # room for neighbours that it has not
+                    inner = Map(syscall.pinned(f"{self._place.bpf}/room_{slot}_{name}"))
+                self._rooms[slot, name] = (inner, inner.entries)
 
     def empty(self, index: int) -> None:
         """Forget the entries of a host that is no longer served; its room stays for the next."""
@@ -322,7 +331,9 @@ class Kernel:
         return syscall.iterate(self._program("datagram_flows"), map_fd=self._map("datagrams").fd)
 
     def walk(self, program: str, netns: int) -> bytes:
-        """What an iterator prints that walks a host's network."""
+        """What an iterator prints that walks a host's network. In our own one it takes no right to enter others."""
+        if os.fstat(netns).st_ino == os.fstat(self._home).st_ino:
+            return syscall.iterate(self._program(program))
         _setns(netns)
         try:
             return syscall.iterate(self._program(program))
@@ -336,6 +347,9 @@ class Kernel:
         """
         among = os.open("1/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         try:
+            if os.fstat(among).st_ino == os.stat("/proc/self/ns/pid").st_ino:
+                syscall.iterate(self._program("adopt_listeners"))
+                return
             child = os.fork()
             if child == 0:
                 _walk_among(among, self._program("adopt_listeners"))

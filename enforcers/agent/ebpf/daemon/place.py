@@ -2,7 +2,8 @@
 
 In a lab every host's commands run in cgroups `RUN/HOST.d` beside the host's own `RUN/HOST`, and share /run/labctl.
 There the programs are attached once, to `RUN`; whichever host comes first starts the agent that serves them all.
-Anywhere else the programs are attached to the root of cgroup v2, and the agent serves this host alone.
+In a container of a lab they are attached to the host's own cgroup, which is at CONTAINED there, and an agent serves
+that host alone. Anywhere else the programs are attached to the root of cgroup v2, and the agent serves this host alone.
 
 Every command of the agent is a process of its own, on every host of a lab: what is imported here is paid for hundreds
 of times. So no pathlib, subprocess, typing or dataclasses.
@@ -16,6 +17,7 @@ import os
 from .lean import suppress
 
 LAB = "/run/labctl"  # lab.isolation.RUN_DIR
+CONTAINED, PINS = "/run/lab/cgroup", "/run/lab/bpf"  # lab.backends.docker_specs: the run's cgroup, a bpffs
 ADOPTING = ("adopt_tasks", "adopt_listeners", "adopt_sockets")  # iterators, in the order that they need
 GOT = b"got\n"  # what was collected has arrived, and need not be kept
 
@@ -31,9 +33,11 @@ class Place:
         self.host, self.directory = host, os.path.abspath(directory)
         run = _lab_cgroup(host)
         self.in_lab = run is not None
-        self.cgroup = run or _cgroup_root()
+        contained = f"{CONTAINED}/{host}" if os.path.isdir(f"{CONTAINED}/{host}") and os.path.isdir(PINS) else None
+        self.cgroup = run or contained or _cgroup_root()
         self.shared = f"{LAB}/agent-ebpf" if self.in_lab else f"{self.directory}/own"
-        self.bpf = f"{LAB}/bpf/agent-ebpf" if self.in_lab else "/sys/fs/bpf/labctl-agent"
+        self.bpf = f"{LAB}/bpf/agent-ebpf" if self.in_lab else f"{PINS}/agent-ebpf" if contained else (
+            "/sys/fs/bpf/labctl-agent")
         self.socket, self.lock = f"{self.shared}/sock", f"{self.shared}/lock"
         self.names = f"{self.shared}/names"
         self.members, self.log = f"{self.shared}/hosts", f"{self.shared}/log"
