@@ -14,8 +14,8 @@ from enforcers.agent.ebpf import bundle
 from enforcers.agent.ebpf.classes import Rules
 from enforcers.agent.ebpf.document import document, files
 from enforcers.agent.ebpf.effective import effective
-from enforcers.agent.ebpf.records import sightings
 from enforcers.agent.ebpf.tables import tables
+from enforcers.agent.records import sightings
 from lab.model import (
     Approximation,
     Deployment,

@@ -10,7 +10,7 @@ from lab.model import Point, Sighting
 
 
 def sightings(point: Point, lines: Iterable[bytes]) -> Iterator[Sighting]:
-    """Every flow and every denied packet that the agent at `point` recorded; its header lines are skipped.
+    """Every flow and every denied packet that an agent recorded for `point`; its header lines are skipped.
 
     A flow that was reported open and again later keeps its time, so the reports can be told to be one flow.
     Raises ValueError naming the point where a line is not the agent's: telemetry cut short must not pass for less.
@@ -42,4 +42,5 @@ def _sighting(point: Point, record: dict[str, Any]) -> Sighting:
         bytes=record["bytes"],
         packets=record["packets"],
         verdict=record.get("verdict", "allow"),
+        rule=record.get("rule"),
     )

@@ -23,7 +23,7 @@ from enforcers.agent.ebpf.daemon import executables, telemetry
 from enforcers.agent.ebpf.daemon.lookups import Lookups
 from enforcers.agent.ebpf.document import files
 from enforcers.agent.ebpf.encode import address_bytes, port_prefixes
-from enforcers.agent.ebpf.records import sightings
+from enforcers.agent.records import sightings
 from enforcers.none import NoEnforcer
 from lab.model import Flow, Point
 from lab.policy import decide, flows
