@@ -129,13 +129,14 @@ def _headers(point: Point, lines: Sequence[bytes]) -> list[str]:
 def call_truths(events: Sequence[tuple[Actor, tuple[str, ...]]], scenario: Scenario) -> tuple[Truth, ...]:
     """The calls that services made of each other while serving (events `c`), as Truth."""
     topology = scenario.topology
-    by_address = {host.address(family): host.name for host in topology.hosts.values() for family in (4, 6)}
+    by_address = {(topology.tenant(host.name), host.address(family)): host.name
+                  for host in topology.hosts.values() for family in (4, 6)}
     truths = []
     for actor, event in events:
         if event[0] != "c":
             continue
         _c, outcome, _errno, _family, laddr, sport, daddr, dport, start, _connect, end, size = event
         truths.append(Truth("call", actor.host, actor.process, topology.processes[actor.process].path, actor.user,
-                            by_address.get(daddr, daddr), "tcp", laddr, int(sport), daddr, int(dport),
+                            by_address.get((topology.tenant(actor.host), daddr), daddr), "tcp", laddr, int(sport), daddr, int(dport),
                             int(start) / 1e9, int(end) / 1e9, int(size), outcome, outcome == "OPEN"))
     return tuple(truths)

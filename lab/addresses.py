@@ -38,13 +38,24 @@ def segments(docs: Mapping[str, SegmentDoc], report: Report) -> dict[str, Segmen
         report.add(place, f"{len(docs)} segments; write at most {MAX_SEGMENTS}")
         return None
     v4, v6 = (_prefixes(docs, family, report) for family in FAMILIES)
+    for name, owner in _second_segments(docs):
+        report.add((*place, name, "tenant"), f"tenant '{docs[name].tenant}' has segment '{owner}' and no router between "
+                   "segments; write another tenant, or put the hosts in that one")
     if len(report.problems) > found:
         return None
-    return {name: _segment(name, v4[name], v6[name]) for name in docs}
+    return {name: _segment(name, v4[name], v6[name], doc.tenant or "") for name, doc in docs.items()}
 
 
-def _segment(name: str, v4: Network, v6: Network) -> Segment:
-    return Segment(name, str(v4), str(v6), str(v4.network_address + 1), str(v6.network_address + 1))
+def _segment(name: str, v4: Network, v6: Network, tenant: str) -> Segment:
+    return Segment(name, str(v4), str(v6), str(v4.network_address + 1), str(v6.network_address + 1), tenant)
+
+
+def _second_segments(docs: Mapping[str, SegmentDoc]) -> Iterator[tuple[str, str]]:
+    """Segments whose tenant has one already, each with that one."""
+    first: dict[str, str] = {}
+    for name, doc in docs.items():
+        if doc.tenant is not None and first.setdefault(doc.tenant, name) != name:
+            yield name, first[doc.tenant]
 
 
 def _prefixes(docs: Mapping[str, SegmentDoc], family: Family, report: Report) -> dict[str, Network]:
@@ -54,7 +65,8 @@ def _prefixes(docs: Mapping[str, SegmentDoc], family: Family, report: Report) ->
         if text is not None:
             place = ("topology", "segments", name, f"v{family}")
             prefix = _prefix(text, family, place, report)
-            overlapped = next((n for n, other in stated.items() if prefix is not None and other.overlaps(prefix)), None)
+            overlapped = next((n for n, other in stated.items() if docs[n].tenant == doc.tenant and prefix is not None
+                               and other.overlaps(prefix)), None)
             if overlapped is not None:
                 report.add(
                     place, f"{text} overlaps {stated[overlapped]} of segment '{overlapped}'; write another prefix"
@@ -114,14 +126,15 @@ def _addresses(
     hosts: Mapping[str, tuple[str, HostDoc]], plan: Mapping[str, Segment], family: Family, report: Report
 ) -> dict[str, str]:
     networks = {name: ip_network(s.v4 if family == 4 else s.v6) for name, s in plan.items()}
-    taken = {networks[n].network_address + 1: f"the router of segment '{n}'" for n in networks}
-    result = _stated(hosts, networks, family, taken, report)
+    taken = {(plan[n].tenant, networks[n].network_address + 1): f"the router of segment '{n}'" for n in networks}
+    result = _stated(hosts, plan, networks, family, taken, report)
     free = {name: _usable(network) for name, network in networks.items()}
     full = set()
     for name, (_entry, doc) in hosts.items():
         if (doc.v4 if family == 4 else doc.v6) is not None or doc.segment in full:
             continue
-        address = next((a for a in free[doc.segment] if a not in taken), None)
+        tenant = plan[doc.segment].tenant
+        address = next((a for a in free[doc.segment] if (tenant, a) not in taken), None)
         if address is None:
             full.add(doc.segment)
             count = sum(other.segment == doc.segment for _, other in hosts.values())
@@ -130,16 +143,17 @@ def _addresses(
                 f"{networks[doc.segment]} has no room for {count} hosts and the router; write a shorter prefix length",
             )
             continue
-        taken[address] = f"host '{name}'"
+        taken[tenant, address] = f"host '{name}'"
         result[name] = str(address)
     return result
 
 
 def _stated(
     hosts: Mapping[str, tuple[str, HostDoc]],
+    plan: Mapping[str, Segment],
     networks: Mapping[str, Network],
     family: Family,
-    taken: dict[Address, str],
+    taken: dict[tuple[str, Address], str],
     report: Report,
 ) -> dict[str, str]:
     """The addresses that the file itself gives, entered into `taken` as well."""
@@ -148,7 +162,7 @@ def _stated(
         text = doc.v4 if family == 4 else doc.v6
         if text is None:
             continue
-        network = networks[doc.segment]
+        network, tenant = networks[doc.segment], plan[doc.segment].tenant
         place = ("topology", "hosts", entry, f"v{family}")
         address = _address(text)
         if doc.count is not None:
@@ -157,10 +171,10 @@ def _stated(
             report.add(place, f"{shown(text)} is not an IPv{family} address; write one in {network}, or leave it out")
         elif address not in network or address in _ends(network):
             report.add(place, f"{text} is no host's address in {network}; write one of it, or leave it out")
-        elif address in taken:
-            report.add(place, f"{text} belongs to {taken[address]}; write another, or leave it out")
+        elif (tenant, address) in taken:
+            report.add(place, f"{text} belongs to {taken[tenant, address]}; write another, or leave it out")
         else:
-            taken[address] = f"host '{name}'"
+            taken[tenant, address] = f"host '{name}'"
             result[name] = str(address)
     return result
 

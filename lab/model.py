@@ -7,7 +7,7 @@ Times are seconds of `CLOCK_MONOTONIC` (one clock for every host of a local lab)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, Protocol
 
@@ -23,13 +23,17 @@ STRANGER = "(stranger)"  # the process name of an executable that the scenario d
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One layer-2 network: a bridge, its two prefixes (CIDR text) and the router's address on each."""
+    """One layer-2 network: a bridge, its two prefixes (CIDR text) and the router's address on each.
+
+    `tenant` "": of the site, behind its router. Any other has an address plan of its own, and no router at all.
+    """
 
     name: str
     v4: str
     v6: str
     gateway4: str
     gateway6: str
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,28 @@ class Topology:
     processes: Mapping[str, Process]
     users: Mapping[str, int]
     router: str = "router"
+
+    def tenant(self, host: str) -> str:
+        """The tenant of a host, "" for the site's own."""
+        segment = self.segments.get(self.hosts[host].segment)
+        return segment.tenant if segment else ""
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Every tenant that has a segment, in the order of the scenario."""
+        return tuple(dict.fromkeys(segment.tenant for segment in self.segments.values()))
+
+    def seen_by(self, host: str) -> Topology:
+        """What an address can mean to a host: the topology without the segments and hosts of other tenants."""
+        return self.of_tenant(self.tenant(host))
+
+    def of_tenant(self, tenant: str) -> Topology:
+        """The segments and hosts of one tenant; the topology itself where there is no other."""
+        if self.tenants in ((), (tenant,)):
+            return self
+        segments = {name: segment for name, segment in self.segments.items() if segment.tenant == tenant}
+        hosts = {name: host for name, host in self.hosts.items() if host.segment in segments}
+        return replace(self, segments=segments, hosts=hosts)
 
 
 # --- policy -----------------------------------------------------------------------------------

@@ -225,7 +225,8 @@ def _actors(host: Host, topology: Topology, users_matter: bool) -> Iterator[tupl
 def flows(scenario: Scenario) -> tuple[Flow, ...]:
     """Every flow that could be tried: each ordered host pair (a host with itself too), each source, each offer.
 
-    Both families. A flow of a host to itself goes to its own address.
+    Both families. None from one tenant to another: to the source, the target's address is somebody else's, or nobody's.
+    A flow of a host to itself goes to its own address.
     """
     return tuple(iter_flows(scenario))
 
@@ -233,8 +234,11 @@ def flows(scenario: Scenario) -> tuple[Flow, ...]:
 def iter_flows(scenario: Scenario) -> Iterator[Flow]:
     """`flows`, one at a time, in the same order: for scenarios with millions of them."""
     offers, actors = offered(scenario.topology), sources(scenario)
+    tenants = {name: scenario.topology.tenant(name) for name in scenario.topology.hosts}
     for source, who in actors.items():
         for target, offer in offers.items():
+            if tenants[source] != tenants[target]:
+                continue
             for process, user in who:
                 for owner, proto, port in offer:
                     for family in FAMILIES:

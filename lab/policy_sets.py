@@ -283,28 +283,32 @@ class _Targets:
     def __init__(self, oracle: Oracle, offers: Mapping[str, Sequence[Offer]]) -> None:
         self._oracle = oracle
         self._offers = [(oracle._hosts[host], oracle._offers(of_host)) for host, of_host in offers.items()]
-        self._patterns: dict[int, NDArray[np.int32]] = {}
+        topology = oracle._topology
+        self._tenants = {oracle._hosts[name]: topology.tenant(name) for name in topology.hosts}
+        self._patterns: dict[tuple[int, str], NDArray[np.int32]] = {}
 
     def tried_by(self, source: str, actors: Sequence[tuple[int, int]]) -> FlowArrays:
         """Every flow of one source host: by target, then actor, then offer, then family."""
-        rows = self._pattern(len(actors))
+        rows = self._pattern(len(actors), self._tenants[self._oracle._hosts[source]])
         who = np.array(actors, dtype=np.int32)[rows[0]]
         host = np.full(rows.shape[1], self._oracle._hosts[source], dtype=np.int32)
         return FlowArrays(host, who[:, 0], who[:, 1], *rows[1:])
 
-    def _pattern(self, actors: int) -> NDArray[np.int32]:
+    def _pattern(self, actors: int, tenant: str) -> NDArray[np.int32]:
         """Rows: number of the actor among the source's, target, target process, proto, port, family."""
-        if actors not in self._patterns:
+        if (actors, tenant) not in self._patterns:
             blocks = []
             for target, offers in self._offers:
+                if self._tenants[target] != tenant:
+                    continue
                 count = len(offers)
                 actor = np.repeat(np.arange(actors, dtype=np.int32), count * len(FAMILIES))
                 fixed = np.full(len(actor), target, dtype=np.int32)
                 offered_there = np.tile(np.repeat(offers, len(FAMILIES), axis=0), (actors, 1)).T
                 family = np.tile(np.array(FAMILIES, dtype=np.int32), actors * count)
                 blocks.append(np.vstack([actor, fixed, offered_there, family]))
-            self._patterns[actors] = np.hstack(blocks)
-        return self._patterns[actors]
+            self._patterns[actors, tenant] = np.hstack(blocks)
+        return self._patterns[actors, tenant]
 
 
 def _table(rows: Sequence[Bools]) -> Bits:

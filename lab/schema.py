@@ -169,6 +169,11 @@ class SegmentDoc(Doc):
     v6: str | None = Field(
         None, title="its IPv6 prefix; one that is free if left out", description="an IPv6 prefix such as fd10:1::/64"
     )
+    tenant: Name | None = Field(
+        None,
+        title="whose it is: prefixes of two tenants may overlap, and no packet goes from one to the other",
+        description="a name such as blue",
+    )
 
 
 class HostDoc(Doc):

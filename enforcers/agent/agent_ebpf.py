@@ -56,10 +56,11 @@ class AgentEbpf:
     def compile(self, policy: Policy, topology: Topology) -> Native:
         """The tables of every host that takes an agent; an owner is approximated only where no end can know it."""
         meant, approximations = effective(policy, topology)
-        rules = Rules(policy, topology)
+        by_tenant = {tenant: Rules(policy, topology.of_tenant(tenant)) for tenant in topology.tenants}
         texts, count = {}, 0
         for host in topology.hosts.values():
             if host.takes_agent:
+                rules = by_tenant[topology.tenant(host.name)]
                 made = tables(host, rules)
                 texts[Point("host", host.name)] = document(host, made, rules, self._settings())
                 count += len(made.verdicts)

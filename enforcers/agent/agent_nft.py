@@ -59,11 +59,11 @@ class AgentNft:
     def compile(self, policy: Policy, topology: Topology) -> Native:
         """One rule set per host that takes an agent; process and user are approximated away (enforcers.base)."""
         reduced, approximations = effective(policy)
-        resolver = Resolver(reduced, topology)
+        resolvers = {tenant: Resolver(reduced, topology.of_tenant(tenant)) for tenant in topology.tenants}
         rules, count = {}, 0
         for host in topology.hosts.values():
             if host.takes_agent:
-                asked, asking = _lookups(host, resolver)
+                asked, asking = _lookups(host, resolvers[topology.tenant(host.name)])
                 rules[Point("host", host.name)] = _text(asked, asking, reduced.loopback, self.mode)
                 count += asked.count + asking.count
         return Native(rules, reduced, approximations, count)

@@ -16,7 +16,7 @@ from enforcers.agentless.switch.tables import Tables
 from enforcers.base import effective
 from lab.model import Deployment, Feature, Flow, Host, Native, Point, Policy, Sighting, Topology
 
-TENANT = 1
+FIRST_TENANT = 1  # 0 is nobody's
 # Seconds. First, opening, established, closing, closed, UDP and ICMP: the session timers that NSX sets by default.
 TIMEOUTS_S = {"first": 120, "opening": 30, "established": 43200, "closing": 120, "closed": 20, "udp_single": 30,
               "udp_multiple": 60, "icmp": 20, "other": 60}
@@ -38,16 +38,21 @@ class VirtualSwitch:
         )
 
     def compile(self, policy: Policy, topology: Topology) -> Native:
-        """One policy for the whole switch, told with the first port; what each host may call itself, with its own."""
+        """One policy for each tenant, told with its first port; what each host may call itself, with its own."""
         reduced, approximations = effective(policy)
-        tables = Tables(reduced, topology)
         rules: dict[Point, str] = {}
+        count = 0
+        told: set[int] = set()
+        numbers = {name: FIRST_TENANT + at for at, name in enumerate(topology.tenants)}
         for host in guarded(topology):
-            document: dict[str, Any] = {"version": 1, "port": _identity(host)}
-            if not rules:
-                document["policy"] = _document(tables)
+            tenant = numbers[topology.tenant(host.name)]
+            document: dict[str, Any] = {"version": 1, "port": _identity(host, tenant)}
+            if tenant not in told:
+                told.add(tenant)
+                tables = Tables(reduced, topology.seen_by(host.name))
+                document["policy"] = _document(tables, tenant)
+                count += len(tables.addresses) + len(tables.prefixes) + len(tables.verdicts)
             rules[Point("port", host.name)] = _text(document)
-        count = len(tables.addresses) + len(tables.prefixes) + len(tables.verdicts)
         return Native(rules, reduced, approximations, count)
 
     def render(self, native: Native, topology: Topology) -> Deployment:
@@ -70,12 +75,12 @@ class VirtualSwitch:
                 raise ValueError(f"{point.host}: not a telemetry line of the switch ({err!r}): {shown}") from err
 
 
-def _identity(host: Host) -> dict[str, object]:
-    return {"tenant": TENANT, "host": host.name, "mac": host.mac, "v4": host.v4, "v6": host.v6}
+def _identity(host: Host, tenant: int) -> dict[str, object]:
+    return {"tenant": tenant, "host": host.name, "mac": host.mac, "v4": host.v4, "v6": host.v6}
 
 
-def _document(tables: Tables) -> dict[str, Any]:
-    return {"tenant": TENANT, "allow": tables.policy.default == "allow", "options": OPTIONS, "rules": tables.rules,
+def _document(tables: Tables, tenant: int) -> dict[str, Any]:
+    return {"tenant": tenant, "allow": tables.policy.default == "allow", "options": OPTIONS, "rules": tables.rules,
             "addresses": tables.addresses, "prefixes": tables.prefixes, "services": tables.ports,
             "verdicts": tables.verdicts}
 

@@ -139,7 +139,7 @@ class FakeServices:
         topology = testbed.topology
         self._owners = {(host, offer.proto, offer.port): offer.process
                         for host, offers in policy.offered(topology).items() for offer in offers}
-        self._by_address = {h.address(f): h.name for h in topology.hosts.values() for f in (4, 6)}
+        self._by_address = {(topology.tenant(h.name), h.address(f)): h.name for h in topology.hosts.values() for f in (4, 6)}
 
     def probe(self, attempts: Sequence[Attempt], timeout_s: float = 1.0, window: int = 0) -> list[Attempted]:
         return [self._try(attempt) for attempt in attempts]
@@ -175,7 +175,7 @@ class FakeServices:
         return LoopResult(len(latencies), 0, elapsed, elapsed, latencies)
 
     def _flow(self, attempt: Attempt) -> Flow:
-        target = self._by_address[attempt.address]
+        target = self._by_address[self._testbed.topology.tenant(attempt.actor.host), attempt.address]
         owner = self._owners.get((target, attempt.proto, attempt.port), "")
         actor = attempt.actor
         return Flow(actor.host, actor.process, actor.user, target, owner, attempt.proto, attempt.port, attempt.family)

@@ -177,8 +177,9 @@ class LabTopo(mininet.topo.Topo):  # type: ignore[misc]
             self.addLink(name, bridge_of(topology, host.segment),
                          intfName1="eth0", intfName2=f"p{index}", addr1=host.mac)
         for index, name in enumerate(topology.segments):
-            self.addLink(topology.router, bridge_of(topology, name), intfName1=f"eth{index}",
-                         intfName2=f"r{index}", addr1=router_mac(topology, name))
+            if not topology.segments[name].tenant:
+                self.addLink(topology.router, bridge_of(topology, name), intfName1=f"eth{index}",
+                             intfName2=f"r{index}", addr1=router_mac(topology, name))
 
     def _host(self, name: str, socket: Path) -> None:
         self.addHost(name, cls=LabHost, socket=socket, ip=None)
@@ -216,14 +217,17 @@ def plan(topology: Topology, sockets: Path) -> Iterator[str]:
     yield from _sysctl_lines(HOST_SYSCTLS)
     for name, segment in topology.segments.items():
         yield f"segment {bridge_of(topology, name)}"
-        yield (f"member {bridge_of(topology, name)} {segment.gateway4} {segment.gateway6}"
-               f" {router_mac(topology, name)}")
+        if not segment.tenant:
+            yield (f"member {bridge_of(topology, name)} {segment.gateway4} {segment.gateway6}"
+                   f" {router_mac(topology, name)}")
     bridges = {name: bridge_of(topology, name) for name in topology.segments}
     for host in topology.hosts.values():
         yield f"member {bridges[host.segment]} {host.v4} {host.v6} {host.mac}"
     yield f"host {topology.router} {sockets / topology.router}.sock"
     yield from _sysctl_lines(ROUTER_SYSCTLS)
     for index, (name, segment) in enumerate(topology.segments.items()):
+        if segment.tenant:
+            continue  # its hosts have nobody who would carry a packet to another network
         yield f"link eth{index} {bridges[name]} r{index} {router_mac(topology, name)}"
         for family in FAMILIES:
             yield f"address eth{index} {family} {_gateway(segment, family)} {_length(segment, family)}"
@@ -239,7 +243,8 @@ def plan_of(topology: Topology, name: str, port: str, socket: Path) -> Iterator[
     segment, bridge = topology.segments[host.segment], bridge_of(topology, host.segment)
     yield from _sysctl_lines(HOST_SYSCTLS)
     yield f"standing {bridge}"
-    yield f"member {bridge} {segment.gateway4} {segment.gateway6} {router_mac(topology, host.segment)}"
+    if not segment.tenant:
+        yield f"member {bridge} {segment.gateway4} {segment.gateway6} {router_mac(topology, host.segment)}"
     for mate in topology.hosts.values():
         if mate.segment == host.segment:
             yield f"member {bridge} {mate.v4} {mate.v6} {mate.mac}"
@@ -253,7 +258,8 @@ def _host_lines(host: Host, segment: Segment, bridge: str, port: str, socket: Pa
     yield f"link eth0 {bridge} {port} {host.mac}"
     for family in FAMILIES:
         yield f"address eth0 {family} {host.address(family)} {lengths[segment.name, family]}"
-        yield f"default eth0 {family} {_gateway(segment, family)}"
+        if not segment.tenant:
+            yield f"default eth0 {family} {_gateway(segment, family)}"
 
 
 def _sysctl_lines(values: dict[str, str]) -> Iterator[str]:
