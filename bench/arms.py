@@ -137,6 +137,6 @@ def call_truths(events: Sequence[tuple[Actor, tuple[str, ...]]], scenario: Scena
             continue
         _c, outcome, _errno, _family, laddr, sport, daddr, dport, start, _connect, end, size = event
         truths.append(Truth("call", actor.host, actor.process, topology.processes[actor.process].path, actor.user,
-                            by_address.get((topology.tenant(actor.host), daddr), daddr), "tcp", laddr, int(sport), daddr, int(dport),
-                            int(start) / 1e9, int(end) / 1e9, int(size), outcome, outcome == "OPEN"))
+                            by_address.get((topology.tenant(actor.host), daddr), daddr), "tcp", laddr, int(sport),
+                            daddr, int(dport), int(start) / 1e9, int(end) / 1e9, int(size), outcome, outcome == "OPEN"))
     return tuple(truths)

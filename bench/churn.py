@@ -125,6 +125,8 @@ def _free(topology: Topology, segment: str, rng: random.Random) -> list[tuple[st
 def measure(it: Drill, names: Sequence[str], rounds: int) -> Report:
     """Every arm through every round; the baseline first, as the positive control of what is watched."""
     scenario = it.scenario
+    if any(scenario.topology.tenants):
+        raise FaultError(f"{scenario.name}: has tenants, and movers cannot go from one to another; churn needs none")
     arms, unsupported = drill.supported(scenario, names)
     planned = tuple(plans(scenario, rounds))
     open_then: dict[tuple[int, str], frozenset[Flow]] = {}

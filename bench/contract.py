@@ -44,6 +44,11 @@ class Guarded:
         return (inspect.getdoc(type(self._enforcer)) or "(no docstring)").split("\n", 1)[0]
 
     @property
+    def knows_tenants(self) -> bool:
+        """Whether it keeps tenants apart whose addresses are the same. One that does not say so does not."""
+        return getattr(self._enforcer, "knows_tenants", False) is True
+
+    @property
     def stops_spoofing(self) -> bool:
         """Whether it says that no host can send as another. Not a verb: who does not say so does not claim it."""
         return getattr(self._enforcer, "stops_spoofing", False) is True

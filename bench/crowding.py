@@ -125,7 +125,7 @@ def _measure(scenario: Scenario, options: Options, pairs: Sequence[Flow], testbe
     rng, ready = random.Random(options.seed), []
     for name in options.arms:
         enforcer = registry.load(name)
-        if reason := testbeds.missing(scenario.backend, enforcer.needs()):
+        if reason := testbeds.unsupported(scenario, enforcer):
             found.unsupported[name] = reason
             continue
         native = enforcer.compile(scenario.policy, scenario.topology)

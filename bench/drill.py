@@ -126,7 +126,7 @@ def supported(scenario: Scenario, names: Sequence[str]) -> tuple[dict[str, Guard
     arms, unsupported = {}, {}
     for name in dict.fromkeys((BASELINE, *names)):
         enforcer = registry.load(name)
-        if reason := testbeds.missing(scenario.backend, enforcer.needs()):
+        if reason := testbeds.unsupported(scenario, enforcer):
             unsupported[name] = reason
         else:
             arms[name] = enforcer

@@ -121,7 +121,7 @@ def _prepare(collected: Collected, testbed: Testbed) -> None:
     """Compile every arm that this machine supports."""
     topology = collected.scenario.topology
     for name, enforcer in collected.enforcers.items():
-        reason = testbeds.missing(collected.scenario.backend, enforcer.needs())
+        reason = testbeds.unsupported(collected.scenario, enforcer)
         if reason:
             collected.unsupported[name] = reason
             continue

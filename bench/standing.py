@@ -117,7 +117,7 @@ class StandingLab:
 
     def _prepare(self, name: str) -> None:
         enforcer = registry.load(name)
-        reason = testbeds.missing(self.scenario.backend, enforcer.needs())
+        reason = testbeds.unsupported(self.scenario, enforcer)
         if reason:
             self.unsupported[name] = reason
             return

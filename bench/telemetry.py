@@ -107,6 +107,8 @@ def _heeding(say: Say) -> Say:
 def measure(scenario: Scenario, enforcer: Enforcer, plan: Plan, labhost: Path, me: RunIdentity, store: ResultStore,
             say: Say) -> Telemetry:
     """Stand the lab up under the arm, attach everything, make the flows, judge. Raises what a backend raises."""
+    if any(scenario.topology.tenants):
+        raise LabDownError(f"{scenario.name} has tenants, and exports tell of addresses alone; use another scenario")
     if reason := testbeds.missing(scenario.backend, enforcer.needs()):
         raise LabDownError(f"{enforcer.name} is unsupported here, because {reason}")
     if not me.several_users:

@@ -56,6 +56,13 @@ def missing(backend: Backend, needs: tuple[Feature, ...]) -> str | None:
     return features.missing(needs) or (docker_specs.missing(needs) if backend == "docker" else None)
 
 
+def unsupported(scenario: Scenario, enforcer: Enforcer) -> str | None:
+    """Why this arm cannot run this scenario here, in one line, or None if it can."""
+    if any(scenario.topology.tenants) and not getattr(enforcer, "knows_tenants", False):
+        return f"the scenario has tenants, whose addresses may be the same, and {enforcer.name} goes by address alone"
+    return missing(scenario.backend, enforcer.needs())
+
+
 def demands(scenario: Scenario, enforcers: Iterable[Enforcer]) -> Mapping[str, frozenset[str]]:
     """By host (or router), the features that these arms need there: what they are granted is no more than that."""
     found: dict[str, frozenset[str]] = {}

@@ -11,6 +11,7 @@ class NoEnforcer:
     """Enforces nothing, places nothing, sees nothing."""
 
     name = "none"
+    knows_tenants = True  # there is nothing to confuse
 
     def needs(self) -> tuple[Feature, ...]:
         return ()

@@ -39,8 +39,8 @@ def segments(docs: Mapping[str, SegmentDoc], report: Report) -> dict[str, Segmen
         return None
     v4, v6 = (_prefixes(docs, family, report) for family in FAMILIES)
     for name, owner in _second_segments(docs):
-        report.add((*place, name, "tenant"), f"tenant '{docs[name].tenant}' has segment '{owner}' and no router between "
-                   "segments; write another tenant, or put the hosts in that one")
+        report.add((*place, name, "tenant"), f"tenant '{docs[name].tenant}' has segment '{owner}' and no router "
+                   f"between segments; write another tenant, or put the hosts in '{owner}'")
     if len(report.problems) > found:
         return None
     return {name: _segment(name, v4[name], v6[name], doc.tenant or "") for name, doc in docs.items()}

@@ -15,7 +15,7 @@ from lab.policy import decide
 from lab.problems import Place, Problem, Report, ScenarioError, shown, suggest
 from lab.scenario_policy import Selectors, build_policy
 from lab.scenario_topology import Built, build_topology
-from lab.schema import AttackDoc, ReplayRow, TrafficDoc
+from lab.schema import AttackDoc, Document, ReplayRow, TrafficDoc
 from lab.schema_problems import shape
 from lab.services import ServiceError, parse_service
 from lab.yaml_text import MAX_BYTES, parse
@@ -44,6 +44,7 @@ def loads(text: str, name: str, arms: Collection[str] | None = None) -> Scenario
     chosen = _arms(document.arms, arms, report)
     replay = tuple(_replay(built, report))
     traffic = _traffic(document.traffic, path.parent, selectors, policy) if document.traffic else None
+    _tenants(built, document, report)
     report.stop_if_any()
     return Scenario(
         document.name, str(path), built.topology, policy, traffic, attack, chosen, document.seed, replay,
@@ -74,6 +75,21 @@ def _read(path: Path) -> str:
 
 
 # --- traffic, attack, arms --------------------------------------------------------------------
+
+
+def _tenants(built: Built, document: Document, report: Report) -> None:
+    """What is told apart by address alone, or needs a way out of the segment, is not to be had with tenants."""
+    named = {segment.tenant: name for name, segment in built.topology.segments.items() if segment.tenant}
+    if not named:
+        return
+    for part in ("traffic", "attack", "replay"):
+        if getattr(document, part):
+            report.add((part,), "goes by address, and tenants may have the same; leave it out, or leave tenants out")
+    if document.backend == "docker":
+        report.add(("backend",), "networks of one engine cannot overlap; write mininet, or leave tenants out")
+    for tenant, name in named.items():
+        if built.certain and sum(host.segment == name for host in built.topology.hosts.values()) < 2:
+            report.add(("topology", "segments", name), f"tenant '{tenant}' has one host at most; give it two")
 
 
 def _traffic(doc: TrafficDoc, directory: Path, selectors: Selectors, policy: Policy) -> Traffic | None:

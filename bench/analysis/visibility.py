@@ -74,7 +74,7 @@ def visibility(truths: Iterable[Truth], sightings: Iterable[Sighting], topology:
     """Recall of every field over these truths. An arm without telemetry gives no sightings and gets 0, not None."""
     made = list(truths)
     usable = [t for t in made if t.sport or t.proto == "icmp"]
-    found, unexplained = match(usable, sightings, slack_s)
+    found, unexplained = match(usable, sightings, slack_s, _tenants(topology))
     members: dict[str, list[int]] = defaultdict(list)
     for index, one in enumerate(found):
         for name in classes(one.truth, topology):
@@ -109,19 +109,27 @@ def passed(truth: Truth) -> bool:
 # --- matching ---------------------------------------------------------------------------------
 
 
-def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float = SLACK_S) -> tuple[list[Match], int]:
+def _tenants(topology: Topology) -> Mapping[str, str]:
+    return {name: topology.tenant(name) for name in topology.hosts} if any(topology.tenants) else {}
+
+
+def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float = SLACK_S,
+          tenants: Mapping[str, str] | None = None) -> tuple[list[Match], int]:
     """Each truth with its sightings, in the order of the truths; and how many sightings belong to none.
+
+    `tenants`: of every host, where there are any: the same addresses are then another's at another point.
 
     A sighting goes to the truth of its key that is nearest in time, if that is within `slack_s` of its interval.
     """
-    by_key: dict[Key, list[int]] = defaultdict(list)
+    of = tenants or {}
+    by_key: dict[tuple[str, *Key], list[int]] = defaultdict(list)
     for index in sorted(range(len(truths)), key=lambda i: truths[i].start):
-        by_key[_truth_key(truths[index])].append(index)
+        by_key[(of.get(truths[index].source, ""), *_truth_key(truths[index]))].append(index)
     starts = {key: [truths[i].start for i in indexes] for key, indexes in by_key.items() if len(indexes) > 1}
     assigned: dict[int, list[Sighting]] = defaultdict(list)
     unexplained = 0
     for sighting in sightings:
-        key = _sighting_key(sighting)
+        key = (of.get(sighting.point, ""), *_sighting_key(sighting))
         at = _nearest(sighting.time, by_key.get(key, ()), starts.get(key), truths, slack_s)
         if at is None:
             unexplained += 1

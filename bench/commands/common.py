@@ -80,6 +80,9 @@ def on_backend(scenario: Scenario, backend: Backend | None) -> Scenario:
     real += [name for name, host in topology.hosts.items() if host.image]
     if backend == "mininet" and real:
         raise fail(f"labctl: '{real[0]}' needs a container; leave out --backend mininet", EXIT_USAGE)
+    if backend == "docker" and any(topology.tenants):
+        raise fail(f"labctl: {scenario.name} has tenants, and networks of one engine cannot overlap; leave out "
+                   "--backend docker", EXIT_USAGE)
     return replace(scenario, backend=backend) if backend else scenario
 
 

@@ -36,6 +36,7 @@ class AgentEbpf:
     """Process and user on both sides, enforced in the kernel by eBPF, with telemetry by flow."""
 
     name = "agent-ebpf"
+    knows_tenants = True  # a host's tables are of its own tenant's addresses
 
     def __init__(self, mode: Mode = "enforce", on_silence: OnSilence = "ignored") -> None:
         self.mode: Mode = mode
@@ -56,7 +57,7 @@ class AgentEbpf:
     def compile(self, policy: Policy, topology: Topology) -> Native:
         """The tables of every host that takes an agent; an owner is approximated only where no end can know it."""
         meant, approximations = effective(policy, topology)
-        by_tenant = {tenant: Rules(policy, topology.of_tenant(tenant)) for tenant in topology.tenants}
+        by_tenant = {tenant: Rules(policy, topology.of_tenant(tenant)) for tenant in topology.tenants or ("",)}
         texts, count = {}, 0
         for host in topology.hosts.values():
             if host.takes_agent:

@@ -43,6 +43,7 @@ class AgentNft:
     """Host firewall by address, with process attribution in its telemetry. `mode="monitor"` only records."""
 
     name = "agent-nft"
+    knows_tenants = True  # a host's rules are of its own tenant's addresses
 
     def __init__(self, mode: Mode = "enforce") -> None:
         self.mode: Mode = mode
@@ -59,7 +60,7 @@ class AgentNft:
     def compile(self, policy: Policy, topology: Topology) -> Native:
         """One rule set per host that takes an agent; process and user are approximated away (enforcers.base)."""
         reduced, approximations = effective(policy)
-        resolvers = {tenant: Resolver(reduced, topology.of_tenant(tenant)) for tenant in topology.tenants}
+        resolvers = {tenant: Resolver(reduced, topology.of_tenant(tenant)) for tenant in topology.tenants or ("",)}
         rules, count = {}, 0
         for host in topology.hosts.values():
             if host.takes_agent:

@@ -27,6 +27,7 @@ class VirtualSwitch:
     """Stateful firewall at every switch port (tc-bpf), anti-spoofing, flow records with the rule's name."""
 
     name = "virtual-switch"
+    knows_tenants = True  # a port has a tenant, and a tenant a policy of its own
     stops_spoofing = True  # checked at the port: MAC, ARP, neighbour discovery, source address
 
     def needs(self) -> tuple[Feature, ...]:
@@ -43,7 +44,7 @@ class VirtualSwitch:
         rules: dict[Point, str] = {}
         count = 0
         told: set[int] = set()
-        numbers = {name: FIRST_TENANT + at for at, name in enumerate(topology.tenants)}
+        numbers = {name: FIRST_TENANT + at for at, name in enumerate(topology.tenants or ("",))}
         for host in guarded(topology):
             tenant = numbers[topology.tenant(host.name)]
             document: dict[str, Any] = {"version": 1, "port": _identity(host, tenant)}

@@ -139,7 +139,8 @@ class FakeServices:
         topology = testbed.topology
         self._owners = {(host, offer.proto, offer.port): offer.process
                         for host, offers in policy.offered(topology).items() for offer in offers}
-        self._by_address = {(topology.tenant(h.name), h.address(f)): h.name for h in topology.hosts.values() for f in (4, 6)}
+        self._by_address = {(topology.tenant(h.name), h.address(f)): h.name
+                            for h in topology.hosts.values() for f in (4, 6)}
 
     def probe(self, attempts: Sequence[Attempt], timeout_s: float = 1.0, window: int = 0) -> list[Attempted]:
         return [self._try(attempt) for attempt in attempts]

@@ -68,7 +68,8 @@ def calls(topology: Topology) -> dict[Actor, tuple[tuple[str, int], ...]]:
     for host in topology.hosts.values():
         for name in host.runs:
             process = topology.processes[name]
-            targets = [(peer.v4, port) for callee in process.calls for peer in topology.seen_by(host.name).hosts.values()
+            targets = [(peer.v4, port) for callee in process.calls
+                       for peer in topology.seen_by(host.name).hosts.values()
                        if callee in peer.runs and (port := _first_tcp(topology, callee)) is not None]
             if targets:
                 found[Actor(host.name, name, process.user)] = tuple(targets)

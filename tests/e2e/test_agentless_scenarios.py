@@ -15,7 +15,7 @@ from bench.report.summary import Summary, from_json
 from tests.e2e.isolated import ROOT, needs_isolation, needs_root
 
 pytestmark = [needs_root, needs_isolation, pytest.mark.e2e]
-NAMES = ("same-host", "same-segment", "spoofing", "unmanaged-devices")
+NAMES = ("overlapping-tenants", "same-host", "same-segment", "spoofing", "unmanaged-devices")
 GOLDEN: dict[str, dict[str, Any]] = {
     name: yaml.safe_load((ROOT / f"tests/golden/{name}-gaps.yaml").read_text()) for name in NAMES}
 
