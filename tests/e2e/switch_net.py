@@ -97,8 +97,8 @@ class Wire:
 
     def put(self, policy: Policy = POLICY, tenant: int = 1, **options: Any) -> None:
         """Put a policy in force."""
-        document = _document(Tables(policy, TOPOLOGY))
-        self.switch.policies.put({**document, "tenant": tenant, "options": {**OPTIONS, **options}})
+        document = _document(Tables(policy, TOPOLOGY), tenant)
+        self.switch.policies.put({**document, "options": {**OPTIONS, **options}})
 
 
 @contextmanager
