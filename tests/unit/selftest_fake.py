@@ -52,7 +52,7 @@ class Services(FakeServices):
 
     def _try(self, attempt: Attempt) -> Attempted:
         got = super()._try(attempt)
-        asked = (self._by_address[attempt.address], attempt.proto, attempt.port)
+        asked = (self._by_address["", attempt.address], attempt.proto, attempt.port)
         if got.outcome == Outcome.OPEN and asked in self.closed:
             return got._replace(outcome=Outcome.REFUSED, arrived=False)
         lossy = self._testbed.state.arm == "loses datagrams" and attempt.port in plants.DATAGRAMS

@@ -78,8 +78,8 @@ def all_matches(patch: pytest.MonkeyPatch) -> None:
     """Whatever was done counts as seen."""
     match = visibility.match
 
-    def without(truths: Any, sightings: Any, slack_s: float = visibility.SLACK_S) -> Any:
-        found, unexplained = match(truths, sightings, slack_s)
+    def without(*given: Any) -> Any:
+        found, unexplained = match(*given)
         return [replace(one, right=dict.fromkeys(one.right, True)) for one in found], unexplained
     patch.setattr(visibility, "match", without)
 
