@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from bench import second_look
 from bench.instruments import attack as attacker
 from bench.instruments import probe as prober
 from bench.instruments import spoof
@@ -46,6 +47,7 @@ class ArmRecord:
     daemon_rss_bytes: dict[str, int]
     daemon_cpu_s: dict[str, float]
     forged: tuple[tuple[Forgery, bool], ...] = ()  # each with whether it arrived
+    strained: int = 0  # flows that failed among thousands under way, and opened alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
         say("matrix")
         matrix = prober.probe(testbed.services, prober.shuffled(plan.flows, seed), topology)
         store.append("observations", matrix.observations, arm=arm.name, phase="matrix")
+        matrix, strained = _once_more(arm, matrix, plan, testbed, store, say)
         forged = _forged(arm, plan, testbed, store)
         campaign = None
         if plan.scenario.attack:
@@ -99,7 +102,22 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
         arm.enforcement.down()
     cpu = {host: spent - before.daemon_cpu_s.get(host, 0.0) for host, spent in after.daemon_cpu_s.items()}
     return ArmRecord(installed, matrix, campaign, window, replayed, truths, sightings, notes,
-                     dict(after.daemon_rss_bytes), cpu, forged)
+                     dict(after.daemon_rss_bytes), cpu, forged, strained)
+
+
+def _once_more(arm: Arm, seen: Probed, plan: Plan, testbed: Testbed, store: ResultStore,
+               say: Callable[[str], None]) -> tuple[Probed, int]:
+    """What failed although the arm lets it through, tried alone; and how much of it was a matter of load."""
+    topology = plan.scenario.topology
+    suspected = second_look.suspects(arm.enforcer, arm.native, seen, topology)
+    if not suspected.flows:
+        return seen, 0
+    say(f"matrix, {len(suspected.flows):,} flows once more")
+    again = []
+    for part in second_look.portions(testbed.services, suspected, topology):
+        store.append("observations", part.observations, arm=arm.name, phase="alone")
+        again.append(part)
+    return second_look.joined(seen, suspected, again)
 
 
 def _forged(arm: Arm, plan: Plan, testbed: Testbed, store: ResultStore) -> tuple[tuple[Forgery, bool], ...]:

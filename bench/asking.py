@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.contract import Guarded
-from lab.backends.base import Testbed
+from lab.backends.served import ServedTestbed
 from lab.hosts.roles import path_of
-from lab.model import Flow, Scenario
+from lab.model import Flow, Point, Scenario
 from lab.policy import NOBODY_UID, owner_user
 
 QUESTIONS = ("status", "policy", "flows")
@@ -22,7 +22,7 @@ class AskError(RuntimeError):
 class Agents:
     """The agents of the arm that stands, one a host that takes an agent."""
 
-    def __init__(self, scenario: Scenario, enforcer: Guarded, testbed: Testbed) -> None:
+    def __init__(self, scenario: Scenario, enforcer: Guarded, testbed: ServedTestbed) -> None:
         self._scenario, self._enforcer, self._testbed = scenario, enforcer, testbed
 
     def tell(self, what: str, host: str | None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Agents:
         return answer
 
     def _say(self, host: str, verb: str, *words: str) -> bytes:
-        done = self._testbed.run(host, self._enforcer.ask(host, verb, *words), daemon=True)
+        done = self._testbed.run_at(Point(self._enforcer.asked_at, host), self._enforcer.ask(host, verb, *words))
         if done.status:
             raise AskError(f"labctl: {host}: {(done.stderr or done.stdout).decode(errors='replace').strip()[:300]}")
         return done.stdout

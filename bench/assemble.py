@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
-from bench import lateral, load_figures
+from bench import lateral, load_figures, second_look
 from bench.analysis import matrices, reach
 from bench.analysis.bootstrap import CONFIDENCE
 from bench.analysis.sequential import LOOK_CONFIDENCE
@@ -80,8 +80,8 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
         blind_spots = tuple(spot for spot in blind_spots if " user of " not in spot)
     gaps = matrices.gap_classes(matrix.rows, topology, arm.native.approximations)
     return report.Arm(
-        **report.verdicts(matrix), findings=tuple(_findings(matrix)), gap_classes=report.gap_classes(gaps),
-        cost=_cost(costs, name), verified=_verified(collected, name),
+        **report.verdicts(matrix), strained=record.strained, findings=tuple(_findings(matrix)),
+        gap_classes=report.gap_classes(gaps), cost=_cost(costs, name), verified=_verified(collected, name),
         visibility=recalls, blind_spots=blind_spots,
         coverage=report.coverage(seen, tuple(f for f in report.FIELDS if several or f != "user")),
         attack=_attack(collected, record), spoofing=_spoofing(collected, name, record),
@@ -94,9 +94,8 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
 
 def _matrix(collected: Collected, arm: Arm, record: ArmRecord, intended: Sequence[bool]) -> matrices.Matrix:
     topology, flows = collected.scenario.topology, collected.selection.flows
-    effective = Oracle(arm.native.effective, topology).verdicts(flows)
     covered = [arm.enforcer.covers(flow, topology) for flow in flows]
-    expected = [verdict.allow or not claims for verdict, claims in zip(effective, covered, strict=True)]
+    expected = second_look.expected(arm.enforcer, arm.native, flows, topology)
     return matrices.matrix(flows, intended=intended, expected=expected, covered=covered,
                            observed=_by_flow(record.matrix.observations),
                            baseline=_by_flow(collected.records[BASELINE].matrix.observations), topology=topology)
@@ -205,8 +204,9 @@ def _footprint(collected: Collected, record: ArmRecord) -> report.Footprint | No
         return None
     hosts = collected.scenario.topology.hosts
     rss = [size for host, size in record.daemon_rss_bytes.items() if host in hosts and size]
+    off_hosts = sum(size for host, size in record.daemon_rss_bytes.items() if host not in hosts)
     return report.Footprint(
-        host_rss_bytes=sum(rss) / len(rss) if rss else None,
+        host_rss_bytes=sum(rss) / len(rss) if rss else None, off_host_rss_bytes=off_hosts or None,
         host_cpu_s=sum(spent for host, spent in record.daemon_cpu_s.items() if host in hosts),
         off_host_cpu_s=sum(spent for host, spent in record.daemon_cpu_s.items() if host not in hosts),
         kernel_s=_in_kernel(record))
@@ -230,6 +230,8 @@ def _notes(collected: Collected, costs: Costs) -> list[str]:
              for name in costs.moved]
     notes += [f"{name}: its visits were not steady when the windows that count began: its costs hold part of its "
               "start" for name in costs.unsteady]
+    notes += [f"{name}: new connections of block {', '.join(map(str, blocks))} do not count: the machine changed its "
+              "speed within nearly every window" for name, blocks in costs.restless("crr_rate").items()]
     if not _several_users(collected):
         notes.append("run without root: every process ran as one and the same user, so who saw the user was not "
                      "measured; with Debian's uidmap and a range in /etc/subuid and /etc/subgid it would be")

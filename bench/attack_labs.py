@@ -10,7 +10,6 @@ import ctypes
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from lab import confines
 from lab.backends.base import Enforcement
 from lab.backends.served import LabDownError, ServedTestbed
 from lab.deploy.enforcement import READY_TIMEOUT_S, DeployError
+from lab.forked import child
 from lab.hosts.build import build
 from lab.hosts.control import ServiceError
 from lab.hosts.roles import actors
@@ -64,22 +64,11 @@ def each(scenario: Scenario, arms: Sequence[str], work: Work, take: Callable[[st
 
 def _forked(body: Callable[[], int]) -> int:
     """The status of `body` in a child, which ends when we do: who has had a PID namespace once can have no other."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            status = body()
-        except KeyboardInterrupt:
-            status = 130
-        except BaseException:  # the last frame of this process
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    def tied() -> int:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        return body()
+
+    pid = child(tied)
 
     def forward(signum: int, _frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -17,6 +17,7 @@ from lab.model import (
     Flow,
     Native,
     Point,
+    PointKind,
     PointPlan,
     Policy,
     Sighting,
@@ -54,6 +55,12 @@ class Guarded:
         return getattr(self._enforcer, "stops_spoofing", False) is True
 
     @property
+    def asked_at(self) -> PointKind:
+        """At which of its points an agent answers about a host: on the host itself, or on the machine that carries it.
+        """
+        return "node" if getattr(self._enforcer, "asked_at", "host") == "node" else "host"
+
+    @property
     def caveat(self) -> str:
         """What every report says of it, in a line; "" if it says nothing of the kind."""
         said = getattr(self._enforcer, "caveat", "")
@@ -62,6 +69,15 @@ class Guarded:
     def needs(self) -> tuple[Feature, ...]:
         needs = self._call("needs", lambda: tuple(self._enforcer.needs()))
         self._each("needs", needs, Feature)
+        return needs
+
+    def needs_at(self, point: Point) -> tuple[Feature, ...]:
+        """What it needs at one of its points; one that does not tell them apart needs everything everywhere."""
+        told = getattr(self._enforcer, "needs_at", None)
+        if told is None:
+            return self.needs()
+        needs = self._call("needs_at", lambda: tuple(told(point)))
+        self._each("needs_at", needs, Feature)
         return needs
 
     def compile(self, policy: Policy, topology: Topology) -> Native:

@@ -56,6 +56,14 @@ class Costs:
         """Arms whose visits were not yet steady when the windows that count began."""
         return tuple(name for name in self.arms if any(self._late(name, loop) for loop in ("crr", "rr")))
 
+    def restless(self, figure: FigureName) -> dict[str, tuple[int, ...]]:
+        """By arm, the blocks that do not count: the machine changed its speed within all windows but one at most."""
+        pairs = {name: zip(self.numbers, self.raw(name, figure), self.adjusted(name, figure), strict=True)
+                 for name in self.arms if self.adjusts(name, figure)}
+        found = {name: tuple(block for block, raw, kept in blocks if raw is not None and kept is None)
+                 for name, blocks in pairs.items()}
+        return {name: blocks for name, blocks in found.items() if blocks}
+
     def raw(self, name: str, figure: FigureName) -> Blocks:
         """One value a block as measured, None where it was not, or where the policy was not in force."""
         return self._over_blocks(name, lambda cell: _as_measured(cell, figure))

@@ -32,6 +32,9 @@ GAP_S = 1.0  # between records of one flow, beside what they are aggregated over
 NAMES: Mapping[Kind, str] = {"netflow-v9": "NetFlow v9", "ipfix": "IPFIX", "psamp": "packet sampling"}
 SPAN = "softflowd on a mirror port of each segment, behind the ports' firewall if there is one"
 PORTS = "modelled on the headers at every switch port, verdicts from the arm's own records there"
+OPEN_PORTS = "modelled on the headers at every switch port; the arm decides nothing there, so all is logged as accepted"
+OPEN_ASSUMES = ("the cloud's own groups let everything pass, since this arm decides nothing at ports; what it refuses "
+                "elsewhere they do not know",)
 AWS_ASSUMES = ("log time to delivery is what the guide calls typical: about 5 minutes to CloudWatch Logs, 10 to S3",
                "the ports of ICMP are 0 (unverified)")
 AZURE_ASSUMES = ("a flow that goes on is told in every window; the documentation says every five minutes",
@@ -51,6 +54,7 @@ class Kept:
     records_lack: str | None = None
     exports_lack: str | None = None
     ports_lack: str | None = None
+    ports_judge: bool = True  # whether the arm decides at switch ports, as clouds do
     decided: dict[Hashable, Sighting] = field(default_factory=dict)  # by switch ports: the last of each flow
 
 
@@ -147,7 +151,10 @@ def _export(export: Export, name: str, kept: Kept, world: World) -> Row:
 
 
 def logged(kept: Kept, world: World) -> tuple[list[Dialect], list[Row], list[tuple[str, str, float, str]]]:
-    """The flow logs of two clouds: written, read back, judged; and the lines with dialect and setting."""
+    """The flow logs of two clouds: written, read back, judged; and the lines with dialect and setting.
+
+    An arm that decides elsewhere stands in a cloud whose own groups let everything pass.
+    """
     found = []
     rows: list[Row] = []
     lines: list[tuple[str, str, float, str]] = []
@@ -156,8 +163,9 @@ def logged(kept: Kept, world: World) -> tuple[list[Dialect], list[Row], list[tup
         made = [] if kept.ports_lack or kept.heard is None else \
             [_log(name, words, delivery, kept, world, lines) for words, delivery in deliveries.items()]
         rows += made
-        found.append(Dialect(name=name, where=PORTS, settings=tuple(row.setting for row in made),
-                             time_factor=kept.clock.factor, assumes=assumes if made else (),
+        where, more = (PORTS, ()) if kept.ports_judge else (OPEN_PORTS, OPEN_ASSUMES)
+        found.append(Dialect(name=name, where=where, settings=tuple(row.setting for row in made),
+                             time_factor=kept.clock.factor, assumes=(*assumes, *more) if made else (),
                              unsupported=kept.ports_lack))
     return found, rows, lines
 

@@ -38,7 +38,7 @@ from lab.hosts.build import BuildError, build
 from lab.hosts.control import ServiceError
 from lab.hosts.roles import actors
 from lab.isolation import RUN_DIR, RunIdentity, finishing, heed_interrupt, run_isolated
-from lab.model import Enforcer, Flow, Point, Scenario, Sighting, Truth
+from lab.model import Deployment, Enforcer, Flow, Point, Scenario, Sighting, Truth
 from lab.policy_sets import Oracle
 from lab.users import one_user
 
@@ -155,7 +155,7 @@ def _observed(lab: _Lab, say: Say) -> tuple[Kept, tuple[Truth, ...]]:
     say(f"{enforcer.name}: deploying")
     place.install(native, deployment)
     try:
-        with _attached(lab, place, tuple(deployment), say) as (kept, running):
+        with _attached(lab, place, deployment, say) as (kept, running):
             truths = _flows(lab, say)
             if running is not None:
                 say("what is open is told")
@@ -166,16 +166,17 @@ def _observed(lab: _Lab, say: Say) -> tuple[Kept, tuple[Truth, ...]]:
 
 
 @contextlib.contextmanager
-def _attached(lab: _Lab, place: Enforcement, points: Sequence[Point],
+def _attached(lab: _Lab, place: Enforcement, deployment: Deployment,
               say: Say) -> Iterator[tuple[Kept, exporters.Exporters | None]]:
     topology, plan = lab.scenario.topology, lab.plan
     offset = time.time() - time.monotonic()
     kept = Kept(Clock(time.monotonic(), offset, plan.factor))
-    kinds = {point.kind for point in points}
-    kept.records_lack = None if points else f"{lab.enforcer.name} keeps none"
+    kept.records_lack = None if any(one.collect for one in deployment.values()) else "this arm keeps none"
     kept.exports_lack = exporters.lacks() if plan.exports else None
-    kept.ports_lack = None if "port" in kinds else \
-        f"{lab.enforcer.name} decides nothing at switch ports, as clouds do; such an arm: --arm virtual-switch"
+    at_ports = [one for point, one in deployment.items() if point.kind == "port"]
+    kept.ports_judge = bool(at_ports)
+    if not all(one.collect for one in at_ports):
+        kept.ports_lack = "its switch ports keep no records of what they refuse"
     running = None
     with contextlib.ExitStack() as stack:
         if kept.exports_lack is None and plan.exports:
@@ -184,10 +185,11 @@ def _attached(lab: _Lab, place: Enforcement, points: Sequence[Point],
             running = stack.enter_context(exporters.exporting(plan.exports, spans, RUN_DIR / "telemetry"))
             kept.streams = running.streams
         if kept.ports_lack is None:
-            ports = {lab.testbed.port_of(point): point.host for point in points if point.kind == "port"}
+            ports = {lab.testbed.port_of(Point("port", host.name)): host.name for host in topology.hosts.values()
+                     if not host.external}
             room = port_tap.ring_frames(len(lab.chosen.flows))
             kept.heard = stack.enter_context(port_tap.tapped(ports, offset, room))
-        if points:
+        if kept.records_lack is None:
             kept.readings = stack.enter_context(readings.reading(_reader(lab.enforcer, place, kept), dialects.EVERY_S))
         yield kept, running
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lab.hosts import contents
 from lab.hosts.attempts import Actor
 from lab.hosts.build import build
 from lab.isolation import RunIdentity
-from lab.model import ORIGINAL, REWRITTEN, Backend, Enforcer, Feature, Scenario
+from lab.model import ORIGINAL, REWRITTEN, Backend, Enforcer, Feature, Point, Scenario
 
 
 def prepare(backend: Backend) -> Engine | None:
@@ -53,7 +53,10 @@ def up(scenario: Scenario, enforcers: Iterable[Enforcer], labhost: Path, me: Run
 
 def missing(backend: Backend, needs: tuple[Feature, ...]) -> str | None:
     """Why an arm with these needs cannot run here on this backend and what to do, in one line, or None if it can."""
-    return features.missing(needs) or (docker_specs.missing(needs) if backend == "docker" else None)
+    if backend == "docker":
+        elsewhere = tuple(need for need in needs if not docker_specs.only_here(need))
+        return features.missing(elsewhere) or docker_specs.missing(needs)
+    return next(filter(None, map(docker_specs.only_here, needs)), None) or features.missing(needs)
 
 
 def unsupported(scenario: Scenario, enforcer: Enforcer) -> str | None:
@@ -64,13 +67,16 @@ def unsupported(scenario: Scenario, enforcer: Enforcer) -> str | None:
 
 
 def demands(scenario: Scenario, enforcers: Iterable[Enforcer]) -> Mapping[str, frozenset[str]]:
-    """By host (or router), the features that these arms need there: what they are granted is no more than that."""
+    """By place (a host, the router, the switch), the features that these arms need there: no more is granted."""
     found: dict[str, frozenset[str]] = {}
     for enforcer in enforcers:
         if missing("docker", enforcer.needs()):
             continue  # it will not run, so nobody needs anything for it
-        needs = frozenset(feature.name for feature in enforcer.needs())
+        everywhere = frozenset(feature.name for feature in enforcer.needs())
+        needed_at: Callable[[Point], Iterable[Feature]] | None = getattr(enforcer, "needs_at", None)
         native = enforcer.compile(scenario.policy, scenario.topology)
         for point in enforcer.render(native, scenario.topology):
-            found[point.host] = found.get(point.host, frozenset()) | needs
+            place = docker_specs.place_of(point)
+            needs = frozenset(need.name for need in needed_at(point)) if needed_at else everywhere
+            found[place] = found.get(place, frozenset()) | needs
     return found

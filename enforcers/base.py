@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from lab.model import FAMILIES, Approximation, Family, Host, Policy, Rule, Selector, Service, Topology
+from lab.model import FAMILIES, Approximation, Family, Host, Native, Policy, Rule, Selector, Service, Topology
 from lab.policy import OWNER_KEYS, names_owner, selects_host
 
 PORT_MAX = 65535
@@ -40,6 +40,12 @@ def effective(policy: Policy) -> tuple[Policy, tuple[Approximation, ...]]:
             reason = f"{_cannot(keys)}; denied without it, the flows of others would be cut too"
             approximations.append(Approximation(rule.name, "omitted", reason))
     return replace(policy, rules=tuple(rules)), tuple(approximations)
+
+
+def recording_only(native: Native) -> Native:
+    """The same rules at an enforcer that records what they would deny and lets it pass."""
+    passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
+    return replace(native, effective=Policy("allow", ()), approximations=(passed,))
 
 
 def _owner_keys(rule: Rule) -> tuple[str, ...]:

@@ -43,9 +43,18 @@ class Unified:
         self._agent: Enforcer = agent or AgentEbpf()
         self._switch: Enforcer = switch or VirtualSwitch()
 
+    @property
+    def knows_tenants(self) -> bool:
+        """Only where both do: whichever goes by address alone takes two tenants for one."""
+        return all(getattr(part, "knows_tenants", False) is True for part in (self._agent, self._switch))
+
     def needs(self) -> tuple[Feature, ...]:
         found = {feature.name: feature for feature in (*self._switch.needs(), *self._agent.needs())}
         return tuple(found.values())
+
+    def needs_at(self, point: Point) -> tuple[Feature, ...]:
+        """What only the agent or only the switch needs, where it stands."""
+        return (self._agent if point.kind == "host" else self._switch).needs()
 
     def compile(self, policy: Policy, topology: Topology) -> Native:
         """Both compile it. A flow has to pass all who claim it, and wherever an agent does, it is the stricter."""

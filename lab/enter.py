@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from lab.forked import child
 from lab.hosts import init_client
 from lab.isolation import tool_env
 from lab.runs import Entry
@@ -105,22 +106,11 @@ def _execute(argv: list[str], uid: int | None, stdout: int | None) -> NoReturn:
 
 
 def _forked(body: Callable[[], int]) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            status = body()
-        except KeyboardInterrupt:
-            status = 130
-        except BaseException:  # the last frame of this process
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    def heeding() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return body()
+
+    pid = child(heeding)
     with _quiet():
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code

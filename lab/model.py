@@ -56,6 +56,7 @@ class Process:
     environment: Mapping[str, str] = field(default_factory=dict)
     interpreter: str | None = None  # the name of what runs `path`, a script
     poses_as: str | None = None  # what it calls itself in lists of processes, which is not its identity
+    image: str | None = None  # of its own container, on a pod; None: labctl's own
 
     @property
     def real(self) -> bool:
@@ -77,6 +78,7 @@ class Host:
     agent: Literal["possible", "impossible"] = "possible"
     external: bool = False
     image: str | None = None  # of the container that it is; None: labctl's own
+    pod: bool = False  # its processes have a container each, which share its network; where there are containers
 
     @property
     def takes_agent(self) -> bool:
@@ -241,12 +243,13 @@ class Scenario:
 
 # --- enforcement ------------------------------------------------------------------------------
 
-PointKind = Literal["host", "port", "router"]
+PointKind = Literal["host", "node", "port", "router"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
-    """An enforcement point: a host itself, the switch port of a host, or the router."""
+    """An enforcement point: a host itself, the machine that carries it as a container, its switch port, or the router.
+    """
 
     kind: PointKind
     host: str  # for kind "router": the router's name

@@ -115,7 +115,7 @@ def release(run_id: str) -> bool:
     engine = docker_left.engine_of(registry() / run_id)
     if engine is not None:
         try:
-            docker_left.remove(engine, run_id)
+            docker_left.remove(engine, run_id, docker_left.coming(registry() / run_id))
         except docker_left.EngineGoneError:
             return False
     forget(run_id)

@@ -122,6 +122,8 @@ def _traffic_process(doc: TrafficDoc, clients: tuple[str, ...], built: Built, re
     elif doc.process not in common:
         without = next(client for client in clients if doc.process not in hosts[client].runs)
         report.add(place, f"client '{without}' does not run '{doc.process}'; write it under runs there")
+    elif pod := next((client for client in clients if hosts[client].pod), None):
+        report.add(place, f"client '{pod}' is a pod, and locust runs on a host that is none; leave out pod there")
     elif (made := built.topology.processes[doc.process]).interpreter or made.sha256:
         report.add(place, f"locust takes the place of '{doc.process}'; leave interpreter, content and sha256 out there")
     return doc.process

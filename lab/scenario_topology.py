@@ -63,7 +63,7 @@ def build_topology(shaped: Shaped, report: Report) -> Built:
 def _host(name: str, number: int, doc: HostDoc, runs: tuple[str, ...], address: tuple[str, str]) -> Host:
     v4, v6 = address
     return Host(name, doc.segment, v4, v6, addresses.mac(number), dict(doc.labels), runs, doc.agent, doc.external,
-                doc.image)
+                doc.image, doc.pod)
 
 
 def _expanded(name: str, count: int | None) -> tuple[str, ...]:
@@ -85,13 +85,29 @@ def _check_names(entries: Mapping[str, tuple[str, ...]], report: Report) -> None
 
 
 def _check_containers(document: Document, report: Report) -> None:
-    """What only containers can have."""
+    """What only containers can have, and what pods cannot."""
+    for name, host in document.topology.hosts.items():
+        place = ("topology", "hosts", name)
+        if host.pod and host.image is not None:
+            report.add((*place, "image"), "the images of a pod are those of its processes; write it there")
+        for index, runs in enumerate(host.runs):
+            process = document.processes.get(runs)
+            if process is None:
+                continue
+            if process.image is not None and not host.pod:
+                report.add((*place, "runs", index), f"'{runs}' has an image of its own, which only a process of a pod "
+                                                    "has; write pod: true, or the image under the host")
+            if process.interpreter is not None and host.pod:
+                report.add((*place, "runs", index), f"'{runs}' is a script, and an agent beside a pod's containers "
+                                                    "does not see their files; run it on a host that is no pod")
     if document.backend == "docker":
         return
     remedy = "only a container has that; write backend: docker"
     for name, process in document.processes.items():
         if process.command is not None:
             report.add(("processes", name, "command"), remedy)
+        if process.image is not None:
+            report.add(("processes", name, "image"), remedy)
     for name, host in document.topology.hosts.items():
         if host.image is not None:
             report.add(("topology", "hosts", name, "image"), remedy)
@@ -140,7 +156,7 @@ def _process(name: str, doc: ProcessDoc, users: Mapping[str, int], report: Repor
     command = None if doc.command is None else tuple(doc.command)
     content = {"any": doc.sha256, "original": ORIGINAL, "rewritten": REWRITTEN}[doc.content]
     return Process(name, doc.exe, doc.user, users[doc.user], listens, calls, doc.vulnerable, content, command,
-                   dict(doc.environment), doc.interpreter, doc.poses_as)
+                   dict(doc.environment), doc.interpreter, doc.poses_as, doc.image)
 
 
 def _contradictions(doc: ProcessDoc) -> Iterator[tuple[str, str]]:
@@ -245,10 +261,13 @@ def _runs(name: str, doc: HostDoc, shaped: Shaped, processes: Mapping[str, Proce
             remedy = suggest(process, processes, "processes")
             report.add((*place, index), f"there is no process {shown(process)}; {remedy}")
     for index, process in enumerate(found):
-        if processes[process].command == () and doc.image is None:
+        if processes[process].command == () and doc.image is None and processes[process].image is None:
             report.add((*place, index), f"'{process}' is what its image starts, and '{name}' has no image; write one")
     for one, other in combinations(found, 2):
         first, second = processes[one], processes[other]
+        if doc.pod and first.path == second.path:
+            report.add(place, f"'{one}' and '{other}' have one path, by which a pod's containers are told apart; give "
+                              "one of them another")
         if first.path == second.path and (first.sha256, first.interpreter) != (second.sha256, second.interpreter):
             report.add(place, f"'{one}' and '{other}' have one path but are different files; run them apart")
         both = _both(processes[one], processes[other])

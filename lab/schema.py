@@ -199,6 +199,11 @@ class HostDoc(Doc):
         title="the image of its container, which the engine has already; labctl's own if left out",
         description="an image such as nginx:1.27",
     )
+    pod: bool = Field(
+        False,
+        title="whether its processes have a container each, in one network; without containers it is a host as any",
+        description="true or false",
+    )
     external: bool = Field(
         False, title="whether it is someone else's: it takes no agent and has no labels", description="true or false"
     )
@@ -230,6 +235,11 @@ class ProcessDoc(Doc):
         None,
         title="a real program that serves its ports, in place of labctl's own; []: what the host's image starts",
         description="a command line as a list, such as [redis-server, --port, '6379']",
+    )
+    image: Image | None = Field(
+        None,
+        title="the image of its own container on a pod, which the engine has already; labctl's own if left out",
+        description="an image such as nginx:1.27",
     )
     exe: Exe = Field(
         title="the path of its executable, which is its identity in the policy; anywhere, if it has a command",

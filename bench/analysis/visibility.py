@@ -28,6 +28,7 @@ SEGMENT_BYTES = 1200  # payload per packet at the least on a path of MTU 1280 or
 HANDSHAKE_PACKETS = 16  # SYN, FIN, ACKs and a few retransmissions of them
 _ICMP = frozenset({"icmp", "icmpv6", "icmp6", "ipv6-icmp", "1", "58"})
 
+_OVERLAPPING = 16  # truths of one key that may be under way at once
 _MISSING, _RIGHT, _INAPPLICABLE = 0, 1, 2
 _CODE = {False: _MISSING, True: _RIGHT, None: _INAPPLICABLE}
 
@@ -124,13 +125,13 @@ def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float
     of = tenants or {}
     by_key: dict[tuple[str, *Key], list[int]] = defaultdict(list)
     for index in sorted(range(len(truths)), key=lambda i: truths[i].start):
-        by_key[(of.get(truths[index].source, ""), *_truth_key(truths[index]))].append(index)
+        by_key[(of.get(truths[index].source, ""), *truth_key(truths[index]))].append(index)
     starts = {key: [truths[i].start for i in indexes] for key, indexes in by_key.items() if len(indexes) > 1}
     assigned: dict[int, list[Sighting]] = defaultdict(list)
     unexplained = 0
     for sighting in sightings:
-        key = (of.get(sighting.point, ""), *_sighting_key(sighting))
-        at = _nearest(sighting.time, by_key.get(key, ()), starts.get(key), truths, slack_s)
+        key = (of.get(sighting.point, ""), *sighting_key(sighting))
+        at = _nearest(sighting.time, by_key.get(key, ()), starts.get(key), truths, slack_s, assigned)
         if at is None:
             unexplained += 1
         else:
@@ -139,12 +140,17 @@ def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float
 
 
 def _nearest(time: float, indexes: Sequence[int], starts: Sequence[float] | None, truths: Sequence[Truth],
-             slack_s: float) -> int | None:
-    """Which truth (index) of one key is nearest; `starts`, in order, where there are several to search."""
+             slack_s: float, assigned: Mapping[int, Sequence[Sighting]]) -> int | None:
+    """Which truth (index) of one key is nearest; `starts`, in order, where there are several to search.
+
+    Echoes that were refused before they had an identifier share a key, and may overlap: of those that are as near, the
+    one that fewer sightings have gone to.
+    """
     if starts is not None:
         at = bisect_right(starts, time)
-        indexes = indexes[max(0, at - 1): at + 1]
-    best = indexes[0] if len(indexes) == 1 else min(indexes, key=lambda i: _distance(time, truths[i]), default=None)
+        indexes = indexes[max(0, at - _OVERLAPPING): at + 1]
+    best = indexes[0] if len(indexes) == 1 else min(
+        reversed(indexes), key=lambda i: (_distance(time, truths[i]), len(assigned.get(i, ()))), default=None)
     return best if best is not None and _distance(time, truths[best]) <= slack_s else None
 
 
@@ -152,11 +158,11 @@ def _distance(time: float, truth: Truth) -> float:
     return max(truth.start - time, time - truth.end, 0.0)
 
 
-def _truth_key(truth: Truth) -> Key:
+def truth_key(truth: Truth) -> Key:
     return (truth.proto, _address(truth.source_address), truth.sport, _address(truth.target_address), truth.dport)
 
 
-def _sighting_key(sighting: Sighting) -> Key:
+def sighting_key(sighting: Sighting) -> Key:
     proto = sighting.proto.lower()
     if proto in _ICMP:
         return "icmp", _address(sighting.source), sighting.sport, _address(sighting.target), 0

@@ -27,6 +27,7 @@ from bench.attacks.host_base import AGAIN, TIMEOUT_S, Puzzle, Try, pieces, reada
 from bench.attacks.host_names import ask, echo, echoes, names, resolve
 from bench.attacks.host_root import poison
 
+TRANSFER_S = 5.0  # connected: what is between takes its time on a busy machine
 _PROOF_KEY = 0x5A5A5A5A5A5A5A5A
 
 
@@ -52,6 +53,7 @@ def send(proto: str, address: str, port: str, path: str) -> None:
     data = Path(path).read_bytes()
     one = Try(proto, address, int(port))
     if proto == "tcp":
+        one.sock.settimeout(TRANSFER_S)
         one.send(data)
         one.shut()
         one.read()  # the receiver's word that it has all of it
@@ -112,16 +114,14 @@ def hold(address: str, port: str) -> None:
 
 
 def relay(port: str, address: str, target: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("0.0.0.0", int(port)))
-        sock.listen(8)
+    with socket.create_server(("0.0.0.0", int(port)), backlog=8) as sock:
         say(ready=True)
         while readable(sock):
             near, _ = sock.accept()
             far = Try("tcp", address, int(target))
             say(attempts=[far.note])
             if far.opened:
+                far.sock.settimeout(None)
                 for one, other in ((near, far.sock), (far.sock, near)):
                     threading.Thread(target=_pump, args=(one, other), daemon=True).start()
             else:
@@ -130,7 +130,6 @@ def relay(port: str, address: str, target: str) -> None:
 
 def _pump(one: socket.socket, other: socket.socket) -> None:
     try:
-        one.settimeout(None)
         while data := one.recv(1 << 16):
             other.sendall(data)
         other.shutdown(socket.SHUT_WR)
@@ -140,10 +139,7 @@ def _pump(one: socket.socket, other: socket.socket) -> None:
 
 def remote(port: str, login: str, flag: str) -> None:
     wanted, told = Path(login).read_bytes(), Path(flag).read_bytes()
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("0.0.0.0", int(port)))
-        sock.listen(8)
+    with socket.create_server(("0.0.0.0", int(port)), backlog=8) as sock:
         say(ready=True)
         while readable(sock):
             peer, _ = sock.accept()

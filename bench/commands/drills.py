@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -55,7 +56,6 @@ def failure(
     A continuous probe tries a few allowed and denied flows at a fixed rate, before, during and after each fault. Faults
     act on processes and links that labctl itself started. docs/failure-and-churn.md tells how to read it.
     """
-    from bench import drill
     from bench.failure import FAULTS, Design, chosen, measure
 
     kinds = tuple(dict.fromkeys(fault or FAULTS))
@@ -68,17 +68,7 @@ def failure(
                    EXIT_USAGE)
     design = Design(hold_s=hold, rate=rate, flood=flood, point=point)
 
-    def show(found: Any, where: str) -> None:
-        from bench.report.console import console
-        from bench.report.failure import show as table
-
-        if as_json:
-            print(json.dumps(drill.plain(found), indent=1))
-        else:
-            table(found, console())
-            print(f"\nsaved in {where}")
-
-    _run("failure", loaded, results, chosen, lambda it: measure(it, names, kinds, design), show)
+    _run("failure", loaded, results, chosen, lambda it: measure(it, names, kinds, design), as_json=as_json)
 
 
 @app.command(epilog=epilog("labctl churn ephemeral", "labctl churn ephemeral --arms agent-nft --rounds 30",
@@ -96,22 +86,11 @@ def churn(
     In every round a host joins, moves to another address and is switched off; a stranger takes its address at once.
     Each time labctl is told, compiles and delivers what changes. docs/failure-and-churn.md tells how to read it.
     """
-    from bench import drill
     from bench.churn import measure
 
     loaded, names = _ready(scenario, arms, seed)
 
-    def show(found: Any, where: str) -> None:
-        from bench.report.churn import show as table
-        from bench.report.console import console
-
-        if as_json:
-            print(json.dumps(drill.plain(found), indent=1))
-        else:
-            table(found, console())
-            print(f"\nsaved in {where}")
-
-    _run("churn", loaded, results, lambda _scenario: (), lambda it: measure(it, names, rounds), show)
+    _run("churn", loaded, results, lambda _scenario: (), lambda it: measure(it, names, rounds), as_json=as_json)
 
 
 def _ready(scenario: str, arms: str, seed: int | None) -> tuple[Scenario, tuple[str, ...]]:
@@ -127,9 +106,23 @@ def _ready(scenario: str, arms: str, seed: int | None) -> tuple[Scenario, tuple[
     return replace(loaded, seed=loaded.seed if seed is None else seed), names
 
 
-def _run(kind: str, scenario: Scenario, results: Path, flows: Any, body: Any, show: Any) -> None:
+def _run(kind: Literal["failure", "churn"], scenario: Scenario, results: Path, flows: Any, body: Any, *,
+         as_json: bool) -> None:
+    from rich.console import Console
+
     from bench import drill
+    from bench.report import churn, failure
+    from bench.report.console import console
     from lab.isolation import IsolationError
+
+    table: Callable[[Any, Console], None] = failure.show if kind == "failure" else churn.show
+
+    def show(found: Any, where: str) -> None:
+        if as_json:
+            print(json.dumps(drill.plain(found), indent=1))
+        else:
+            table(found, console())
+            print(f"\nsaved in {where}")
 
     with progress() as say:
         try:

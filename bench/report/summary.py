@@ -88,7 +88,10 @@ class Footprint(_Model):
 
     host_rss_bytes: float | None = Field(description="mean proportional memory of the daemons at a host; null: none")
     host_cpu_s: float | None = Field(description="CPU seconds of the daemons beside the hosts, all together")
-    off_host_cpu_s: float | None = Field(description="CPU seconds of the daemons at the router and switch ports")
+    off_host_cpu_s: float | None = Field(description="CPU seconds of the daemons off hosts: at the router, at switch "
+                                          "ports, on the machine that carries containers")
+    off_host_rss_bytes: float | None = Field(default=None, description="proportional memory of those, all together; "
+                                             "null: none, or not told")
     kernel_s: float | None = Field(default=None, description="seconds in the arm's kernel programs, a part of the CPU "
                                    "time of whoever sent the packets; from the kernel's run statistics, null: not told")
 
@@ -183,6 +186,8 @@ class Arm(_Model):
     inconclusive: int | None = Field(None, description="no word on it: not open with `none` either, or never tried")
     denied: int | None = Field(None, description="conclusive flows that the policy denies: the n of leaks")
     allowed: int | None = Field(None, description="conclusive flows that the policy allows: the n of breaks")
+    strained: int | None = Field(None, description="flows that it lets through, that failed while thousands were tried "
+                                 "at once and opened when tried alone: what it bears, not what it forbids")
     findings: tuple[str, ...] = Field((), description="the first defects and inconclusive flows, in words")
     kinds: dict[str, Kind] = Field(default_factory=dict, description="the verdicts by kind of flow")
     cost: dict[FigureName, Figure] = Field(default_factory=dict, description="cost by figure, against `none`")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.analysis.telemetry import KINDS, SHORT_S, Quality
+from bench.analysis.telemetry import BEGAN, KINDS, SHORT_S, Quality
 from bench.report.summary import Recall
 
 FORMAT = 1
@@ -26,7 +26,8 @@ class Setting(_Model):
     setting: str = Field(description="sampling or aggregation, in words")
     recall: Recall = Field(description="flows of which any record was had")
     kinds: dict[str, Recall] = Field(description="the same for short, long, denied and same-host flows, each apart")
-    fields: dict[str, Recall] = Field(description="process, user, bytes, verdict: share of flows told rightly")
+    fields: dict[str, Recall] = Field(description="process, user, bytes, verdict, began (who asked whom): share of "
+                                                "flows told rightly")
     delay_p50_s: float | None = Field(description="from a flow's beginning to its first readable record; log time "
                                                   "where time was compressed")
     delay_p95_s: float | None
@@ -98,13 +99,13 @@ def show(found: Telemetry, console: Console) -> None:
 def table(found: Telemetry) -> Table:
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False, header_style="bold")
     grid.add_column("dialect, setting", no_wrap=True)
-    for heading in ("short", "long", "denied", "in host", "bytes", "verdict", "process", "delay", "lost"):
+    for heading in ("short", "long", "denied", "in host", "bytes", "verdict", "process", "began", "delay", "lost"):
         grid.add_column(heading, justify="right", no_wrap=True)
     for dialect in found.dialects:
         grid.add_row(f"[bold]{escape(dialect.name)}[/bold]")
         for one in dialect.settings:
             told = (*(one.kinds[name] for name in KINDS),
-                    *(one.fields[name] for name in ("bytes", "verdict", "process")))
+                    *(one.fields[name] for name in ("bytes", "verdict", "process", BEGAN)))
             grid.add_row(f"  {escape(one.setting)}", *map(_share, told), _time(one.delay_p50_s), f"{one.lost:,}")
     return grid
 

@@ -144,6 +144,7 @@ def _effort_rows() -> Iterable[Row]:
     yield "deployed in", lambda n, a: "–" if n == BASELINE or a.deploy is None else f"{a.deploy.seconds:.1f} s", ""
     yield "placed per host", lambda _, a: "–" if a.deploy is None else _bytes(a.deploy.bytes_per_host), ""
     yield "memory per host", lambda _, a: "–" if a.footprint is None else _bytes(a.footprint.host_rss_bytes), ""
+    yield "memory off hosts", lambda _, a: "–" if a.footprint is None else _bytes(a.footprint.off_host_rss_bytes), ""
     yield "CPU on hosts", lambda n, a: _cpu(n, a.footprint.host_cpu_s if a.footprint else None), ""
     yield "CPU off hosts", lambda n, a: _cpu(n, a.footprint.off_host_cpu_s if a.footprint else None), ""
     yield "CPU in programs", lambda n, a: _cpu(n, a.footprint.kernel_s if a.footprint else None), ""
@@ -323,7 +324,9 @@ def details(name: str, arm: Arm) -> list[str]:
         word = "defect" if arm.spoofing.defects else "gap"
         gaps.append(f"{word}, {arm.spoofing.arrived} of {arm.spoofing.n} datagrams in another's name: such as "
                     f"{arm.spoofing.example}")
-    return [*arm.findings[:MOST_FINDINGS], *gaps, *(f"blind spot: {spot}" for spot in arm.blind_spots)]
+    strained = [f"strained: {_flows(arm.strained)} failed while thousands were tried at once, and opened alone"
+                ] if arm.strained else []
+    return [*arm.findings[:MOST_FINDINGS], *strained, *gaps, *(f"blind spot: {spot}" for spot in arm.blind_spots)]
 
 
 def _passes(name: str, arm: Arm) -> str:

@@ -16,8 +16,8 @@ from enforcers.agent.ebpf.document import document, files
 from enforcers.agent.ebpf.effective import effective
 from enforcers.agent.ebpf.tables import tables
 from enforcers.agent.records import sightings
+from enforcers.base import recording_only
 from lab.model import (
-    Approximation,
     Deployment,
     Feature,
     Flow,
@@ -91,6 +91,34 @@ class AgentEbpf:
         return {"mode": self.mode, "on_silence": self.on_silence}
 
 
+class AgentEbpfNode(AgentEbpf):
+    """The same agent once on the machine that carries the hosts as containers, instead of in each of them."""
+
+    name = "agent-ebpf-node"
+    asked_at = "node"
+
+    def needs(self) -> tuple[Feature, ...]:
+        return (*super().needs(), Feature("container-host", "it looks into every container from the machine below"))
+
+    def compile(self, policy: Policy, topology: Topology) -> Native:
+        """The tables of every host, kept on the machine."""
+        native = super().compile(policy, topology)
+        return replace(native, rules={Point("node", point.host): text for point, text in native.rules.items()})
+
+    def render(self, native: Native, topology: Topology) -> Deployment:
+        """The agent and every host's tables on the machine; nothing in any container."""
+        program = bundle.program()
+        return {point: bundle.node_plan(point.host, *files(text), program) for point, text in native.rules.items()}
+
+    def ask(self, host: str, verb: str, *words: str) -> tuple[str, ...]:
+        """The command by which the agent answers `labctl agent` about `host`."""
+        return bundle.command(host, verb, *words, directory=bundle.on_node(host))
+
+    def failing(self, way: Literal["open", "closed"]) -> AgentEbpfNode | None:
+        """The same agent, whose programs pass or refuse new flows once it has been silent for 5 s."""
+        return AgentEbpfNode(self.mode, "opens" if way == "open" else "closes")
+
+
 class AgentEbpfMonitor(AgentEbpf):
     """The same agent before anyone dares to enforce: it records what it would deny, and lets it pass."""
 
@@ -101,8 +129,7 @@ class AgentEbpfMonitor(AgentEbpf):
 
     def compile(self, policy: Policy, topology: Topology) -> Native:
         """The agent's own tables, whose effect is that everything passes."""
-        passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
-        return replace(super().compile(policy, topology), effective=Policy("allow", ()), approximations=(passed,))
+        return recording_only(super().compile(policy, topology))
 
     def failing(self, way: Literal["open", "closed"]) -> None:
         """A monitor refuses nothing, so there is nothing to set."""

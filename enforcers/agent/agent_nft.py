@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from enforcers.agent.bundle import agent_plan
 from enforcers.agent.records import sightings
-from enforcers.base import Resolver, effective
+from enforcers.base import Resolver, effective, recording_only
 from enforcers.nft import DROP, MAX_USERS, REJECT, Hook, Lookup, Mode, Question, ruleset
 from lab.model import (
     FAMILIES,
-    Approximation,
     Deployment,
     Family,
     Feature,
@@ -105,8 +103,7 @@ class AgentNftMonitor(AgentNft):
 
     def compile(self, policy: Policy, topology: Topology) -> Native:
         """The agent's own rules, whose effect is that everything passes."""
-        passed = Approximation("(all)", "omitted", "monitor mode: what would be denied is recorded, and passes")
-        return replace(super().compile(policy, topology), effective=Policy("allow", ()), approximations=(passed,))
+        return recording_only(super().compile(policy, topology))
 
     def covers(self, flow: Flow, topology: Topology) -> bool:
         """Nothing: a monitor decides nothing."""

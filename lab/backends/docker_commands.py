@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lab.backends import docker_pods
 from lab.backends.docker_specs import LABHOST
 from lab.backends.served import LabDownError
 from lab.hosts import init_client, roles
@@ -38,22 +39,21 @@ class Commands:
         """Look at every image that hosts are of. Raises LabDownError for one that the engine does not have."""
         import docker.errors
 
-        for host in self._topology.hosts.values():
-            if host.image and host.image not in self._images:
-                try:
-                    config = client.images.get(host.image).attrs["Config"]
-                except docker.errors.ImageNotFound:
-                    raise LabDownError(f"docker: {host.name}: the engine has no image {host.image}; "
-                                       f"docker pull {host.image}, or build it") from None
-                argv = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
-                self._images[host.image] = (argv, list(config.get("Env") or ()))
+        for image, host in docker_pods.images(self._topology).items():
+            try:
+                config = client.images.get(image).attrs["Config"]
+            except docker.errors.ImageNotFound:
+                raise LabDownError(f"docker: {host}: the engine has no image {image}; "
+                                   f"docker pull {image}, or build it") from None
+            argv = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
+            self._images[image] = (argv, list(config.get("Env") or ()))
 
     def start(self, testbed: DockerTestbed) -> None:
         """Start every one. Raises LabDownError naming what a container does not have."""
         for host in self._topology.hosts.values():
             for process in (self._topology.processes[name] for name in host.runs):
                 if process.command is not None:
-                    self._start(testbed, host.name, host.image, process)
+                    self._start(testbed, host.name, process.image or host.image, process)
 
     def _start(self, testbed: DockerTestbed, host: str, image: str | None, process: Process) -> None:
         default, variables = self._images.get(image or "", ([], []))
@@ -63,7 +63,8 @@ class Commands:
         env = dict(text.partition("=")[::2] for text in variables) | dict(process.environment)
         said = os.memfd_create(f"{host}-{process.name}")
         try:
-            handle = init_client.spawn(testbed.socket(host), argv, uid=process.uid, cwd="/", env=env,
+            home = testbed.home_of(host, process.path)
+            handle = init_client.spawn(testbed.socket(home), argv, uid=process.uid, cwd="/", env=env,
                                        cgroup=testbed.cgroup_of(host, False), stdout=said, stderr=said)
         except init_client.SpawnError as err:
             why = str(err.strerror).removeprefix(f"{argv[0]}: ")
@@ -90,7 +91,8 @@ class Commands:
 
     def _check_identity(self, testbed: DockerTestbed, host: str, process: Process, pid: int) -> None:
         """A program that is not what the scenario calls it would be judged as somebody else."""
-        asked = init_client.run(testbed.socket(host), [LABHOST, "exe", str(pid)], uid=process.uid)
+        home = testbed.home_of(host, process.path)
+        asked = init_client.run(testbed.socket(home), [LABHOST, "exe", str(pid)], uid=process.uid)
         is_now = asked.stdout.decode(errors="replace").strip()
         if asked.status or is_now != process.path:
             raise LabDownError(f"docker: {host}: '{process.name}' runs as {is_now or 'nothing'}, and the scenario says "

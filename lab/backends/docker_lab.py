@@ -8,27 +8,29 @@ on Mininet, and it ends when labctl does. It is granted what `docker_specs.capab
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import sysconfig
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lab import runs
-from lab.backends import docker_left, docker_specs
-from lab.backends.base import Completed
+from lab.backends import docker_left, docker_pods, docker_specs
+from lab.backends.base import Completed, Usage
 from lab.backends.docker_commands import Commands
 from lab.backends.docker_engine import Engine
 from lab.backends.docker_specs import ContainerSpec, NetworkSpec
 from lab.backends.served import LabDownError, ServedTestbed, check_files
+from lab.backends.switch import PORT_VARIABLE
 from lab.hosts import init_client
 from lab.hosts.attempts import Actor, Attempt
 from lab.hosts.build import build
 from lab.hosts.control import Fleet
 from lab.isolation import ENTRY_DIR, RunIdentity
-from lab.model import FAMILIES, STRANGER, Topology
+from lab.model import FAMILIES, STRANGER, Point, Topology
 
 START_TIMEOUT_S = 120.0
 _AT_ONCE = 6
@@ -51,6 +53,12 @@ class DockerTestbed(ServedTestbed):
         self._lines: list[socket.socket] = []
         self._commands = Commands(topology)
         self._agents = {one.host for one in docker_specs.sidecars(topology, me.run_id, demands)}
+        self._places = [one.host for one in docker_specs.places(me.run_id, demands)]
+        self._ports: Mapping[str, str] = {}
+        self._members = docker_pods.members(topology)
+        self._hosts = {place: host for host, found in self._members.items() for place in found.values()}
+        self._hosts |= {docker_specs.agent_name(host): host for host in topology.hosts}
+        self._first: dict[str, int] = {}  # of each host its first process, as the machine counts
         (ENTRY_DIR / docker_left.MARK).write_text(engine.path)  # before anything is made: by this it is found again
         self._own.mkdir(mode=0o700)
         self._make_cgroups()
@@ -62,6 +70,8 @@ class DockerTestbed(ServedTestbed):
             self._stand_up(demands)
             self._bring_up(actors)
             self._await_router()
+            if docker_specs.SWITCH in self._places:
+                self._ports = self._find_ports()
         except BaseException:
             self.close()
             raise
@@ -69,12 +79,12 @@ class DockerTestbed(ServedTestbed):
     def put(self, host: str, files: Mapping[str, bytes]) -> None:
         """Place files (absolute paths on the host, mode 0755) as root."""
         for path, content in files.items():
-            self._place(host, [path], content)
+            self._place(self.home_of(host, path), [path], content)
 
     def shadow(self, host: str, source: str, path: str) -> Completed:
         """Who executes `path` from now on gets the file `source`. Who runs there goes on as `path (deleted)`: a
         container may not mount."""
-        return self.run(host, [docker_specs.LABHOST, "place", path, source])
+        return self.run(self.home_of(host, path), [docker_specs.LABHOST, "place", path, source])
 
     def socket(self, host: str) -> Path:
         """Where the host's first process listens."""
@@ -85,10 +95,37 @@ class DockerTestbed(ServedTestbed):
         name = docker_specs.agent_name(host)
         return name if name in self._agents else host
 
+    def home_of(self, host: str, path: str) -> str:
+        """A pod's processes are in containers of their own."""
+        return self._members.get(host, {}).get(path, host)
+
     def cgroup_of(self, host: str, daemon: bool) -> Path | None:
         """The cgroup of a host, or of its daemons, as the host sees it."""
-        host = host.removesuffix(docker_specs.agent_name(""))
+        host = self._hosts.get(host, host)
         return Path(docker_specs.CGROUP, f"{host}.d" if daemon else host) if self.cgroup else None
+
+    def port_of(self, point: Point) -> str:
+        """The machine's end of the host's link."""
+        return self._ports[point.host]
+
+    def place_of(self, point: Point) -> str:
+        """Where a command at an enforcement point runs: on the host or beside it, or in a container for all ports."""
+        place = docker_specs.place_of(point)
+        return place if place in self._places else self.agent_of(point.host)
+
+    def environment_of(self, point: Point) -> Mapping[str, str]:
+        """What a command at an enforcement point is told of it."""
+        if point.kind == "port":
+            return {PORT_VARIABLE: self.port_of(point)}
+        return {docker_specs.CONTAINER_VARIABLE: str(self._first[point.host])} if point.kind == "node" else {}
+
+    def usage(self, memory: bool = True) -> Usage:
+        """As of any testbed. What stands beside the hosts is an arm's daemon, and no host."""
+        found = super().usage(memory)
+        for spent in (found.host_cpu_s, found.host_system_s):
+            for place in self._places:
+                cast(dict[str, float], spent).pop(place, None)
+        return found
 
     def pid(self, host: str) -> int:
         """0: the host's first process is in namespaces of the engine's; it is spoken to over its socket."""
@@ -101,7 +138,7 @@ class DockerTestbed(ServedTestbed):
         self._listener.close()
         for line in self._lines:
             line.close()
-        docker_left.remove(self._engine.inside, self._run_id)
+        docker_left.remove(self._engine.inside, self._run_id, docker_left.coming(ENTRY_DIR))
         (ENTRY_DIR / docker_left.MARK).unlink(missing_ok=True)
         self._client.close()
 
@@ -117,8 +154,28 @@ class DockerTestbed(ServedTestbed):
         self._commands.prove(self.services)
         self._await_datagrams()
 
+    def _names(self) -> list[str]:
+        return [*super()._names(), *self._places]
+
+    def _find_ports(self) -> dict[str, str]:
+        """The machine's end of every host's link: behind it the host's bridge has heard the host's MAC."""
+        import docker.errors
+
+        try:
+            found = {name: self._client.api.inspect_network(docker_specs.network_name(self._run_id, name))
+                     for name in self.topology.segments}
+        except docker.errors.DockerException as err:
+            raise LabDownError(_said(err)) from None
+        bridges = {docker_specs.bridge_name(one["Id"], one["Options"]): name for name, one in found.items()}
+        done = init_client.run(self.socket(docker_specs.SWITCH), ["bridge", "-j", "fdb", "show"])
+        heard = docker_specs.ports(json.loads(done.stdout or b"[]"), bridges, self.topology)
+        if unheard := [name for name in self.topology.hosts if name not in heard]:
+            raise LabDownError(f"docker: behind which port of the engine's bridge {unheard[0]} is cannot be found "
+                               f"out: {done.stderr.decode(errors='replace').strip() or 'the bridge has not heard it'}")
+        return heard
+
     def _place_service(self, host: str, path: str) -> None:
-        self._place(host, [path, docker_specs.LABHOST], b"")
+        self._place(self.home_of(host, path), [path, docker_specs.LABHOST], b"")
 
     def _place(self, host: str, words: list[str], content: bytes) -> None:
         done = init_client.run(self.socket(host), [docker_specs.LABHOST, "place", *words], input=content)
@@ -136,20 +193,24 @@ class DockerTestbed(ServedTestbed):
         known = [name for name in docker_specs.sysctl_names() if Path("/proc/sys", name).exists()]
         made = docker_specs.containers(self.topology, self._run_id, demands, known)
         try:
-            self._client.api.import_image_from_data(
-                docker_specs.base_image(docker_specs.machine_links()), repository=self._image.partition(":")[0],
-                tag=self._run_id, changes=[f"LABEL {docker_left.LABEL}={self._run_id}"])
+            with self._making("image", self._image):
+                self._client.api.import_image_from_data(
+                    docker_specs.base_image(docker_specs.machine_links()), repository=self._image.partition(":")[0],
+                    tag=self._run_id, changes=[f"LABEL {docker_left.LABEL}={self._run_id}"])
             bridged = bool(self._client.info().get("BridgeNfIptables"))
             networks = docker_specs.networks(self.topology, self._run_id)
             _all(lambda one: self._make_network(one, not bridged), networks)
             self._commands.resolve(self._client)
             _all(self._make_container, made)
             beside = docker_specs.sidecars(self.topology, self._run_id, demands)
+            beside += docker_specs.places(self._run_id, demands) + docker_pods.specs(self.topology, self._run_id)
             _all(self._make_container, beside)
             made += beside
         except (docker.errors.DockerException, ValueError, OSError) as err:
             raise LabDownError(_said(err)) from None
         self._await_started({one.host: one.name for one in made})
+        if docker_specs.NODE in self._places:
+            self._first = {one.host: self._client.api.inspect_container(one.name)["State"]["Pid"] for one in made}
 
     def _make_network(self, spec: NetworkSpec, internal: bool) -> None:
         """A bridge of the engine's. An internal one has no way out. Where the machine's firewall sees bridged packets
@@ -158,9 +219,10 @@ class DockerTestbed(ServedTestbed):
 
         pools = [IPAMPool(subnet=subnet, gateway=gateway)
                  for subnet, gateway in zip(spec.subnets, spec.gateways, strict=True)]
-        self._client.api.create_network(
-            spec.name, driver="bridge", internal=internal, enable_ipv6=True, ipam=IPAMConfig(pool_configs=pools),
-            options={"com.docker.network.bridge.enable_ip_masquerade": "false"}, labels=self._labels())
+        with self._making("network", spec.name):
+            self._client.api.create_network(
+                spec.name, driver="bridge", internal=internal, enable_ipv6=True, ipam=IPAMConfig(pool_configs=pools),
+                options={"com.docker.network.bridge.enable_ip_masquerade": "false"}, labels=self._labels())
 
     def _make_container(self, spec: ContainerSpec) -> None:
         import docker.errors
@@ -179,19 +241,21 @@ class DockerTestbed(ServedTestbed):
         api = self._client.api
         ends = {name: api.create_endpoint_config(ipv4_address=v4, ipv6_address=v6)
                 for name, (v4, v6) in spec.addresses.items()}
-        first, *others = spec.addresses or [f"container:{spec.beside}"]
-        made = api.create_container(
-            spec.image or self._image, name=spec.name, hostname=None if spec.beside else spec.host, user="0",
-            labels=self._labels(), entrypoint=[docker_specs.LABHOST], working_dir="/",
-            command=["contain", "--socket", f"{docker_specs.OWN}/init.sock", "--lifeline", docker_specs.LIFELINE,
-                     "--name", spec.host, "--plan", f"{docker_specs.OWN}/plan", "--keep", str(spec.keep_bits)],
-            networking_config=api.create_networking_config({first: ends[first]}) if ends else None,
-            host_config=api.create_host_config(
-                network_mode=first, pid_mode=f"container:{spec.beside}" if spec.beside else None,
-                binds=self._binds(spec), cap_drop=["ALL"], cap_add=spec.capabilities,
-                mounts=self._pins(spec), security_opt=["no-new-privileges"], extra_hosts=dict(spec.known) or None,
-                sysctls=dict(spec.sysctls), cgroupns="host", pids_limit=-1,
-                tmpfs=dict.fromkeys(("/run/host",) if spec.image else ("/opt", "/srv", "/run/host"), "exec,mode=755")))
+        first, *others = spec.addresses or [spec.joins]
+        writable = ("/run/host",) if spec.image else ("/opt", "/srv", "/run/host")
+        with self._making("container", spec.name):
+            made = api.create_container(
+                spec.image or self._image, name=spec.name, hostname=spec.host if spec.addresses else None, user="0",
+                labels=self._labels(), entrypoint=[docker_specs.LABHOST], working_dir="/",
+                command=["contain", "--socket", f"{docker_specs.OWN}/init.sock", "--lifeline", docker_specs.LIFELINE,
+                         "--name", spec.host, "--plan", f"{docker_specs.OWN}/plan", "--keep", str(spec.keep_bits)],
+                networking_config=api.create_networking_config({first: ends[first]}) if ends else None,
+                host_config=api.create_host_config(
+                    network_mode=first, pid_mode=spec.among,
+                    binds=self._binds(spec), cap_drop=["ALL"], cap_add=spec.capabilities,
+                    mounts=self._pins(spec), security_opt=["no-new-privileges"], extra_hosts=dict(spec.known) or None,
+                    sysctls=dict(spec.sysctls), cgroupns="host", pids_limit=-1,
+                    tmpfs=dict.fromkeys(writable, "exec,mode=755")))
         for name in others:
             v4, v6 = spec.addresses[name]
             api.connect_container_to_network(made["Id"], name, ipv4_address=v4, ipv6_address=v6)
@@ -215,8 +279,11 @@ class DockerTestbed(ServedTestbed):
         from docker.types import DriverConfig, Mount
 
         how = {"type": "bpf", "device": "bpf", "o": "mode=700,nosuid,nodev,noexec"}
-        return [Mount(docker_specs.PINS, None, type="volume", no_copy=True, labels=self._labels(),
+        return [Mount(spec.pins, None, type="volume", no_copy=True, labels=self._labels(),
                       driver_config=DriverConfig("local", how))] if spec.pins else []
+
+    def _making(self, kind: str, name: str) -> contextlib.AbstractContextManager[None]:
+        return docker_left.making(ENTRY_DIR, kind, name)
 
     def _labels(self) -> dict[str, str]:
         return {docker_left.LABEL: self._run_id}

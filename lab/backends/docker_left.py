@@ -9,14 +9,17 @@ import http.client
 import json
 import os
 import socket
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 LABEL = "labctl.run"
 _AT_ONCE = 8
 _TIMEOUT_S = 60.0
+_COMING_S, _LOOK_S = 10.0, 0.05
 
 
 class EngineGoneError(RuntimeError):
@@ -51,9 +54,23 @@ def left(engine: str, run_id: str) -> list[str]:
     return [f"{kind} {name}" for kind, _path, name in _objects(engine, run_id)]
 
 
-def remove(engine: str, run_id: str) -> None:
-    """Remove every container, network and image of a run, and nothing else. Raises EngineGoneError."""
-    found = list(_objects(engine, run_id))
+def remove(engine: str, run_id: str, coming: Collection[str] = ()) -> None:
+    """Remove every container, network and image of a run, and nothing else. Raises EngineGoneError.
+
+    `coming`: what a run that died had asked the engine for (`making`). The engine carries out what it was asked, also
+    where nobody waits any more, so each is waited for; one that it never heard of costs the whole wait.
+    """
+    awaited, deadline = set(coming), time.monotonic() + _COMING_S
+    while True:
+        found = list(_objects(engine, run_id))
+        awaited -= {f"{kind} {name}" for kind, _path, name in found}
+        _remove(engine, found)
+        if not awaited or time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK_S)  # the engine tells of what it makes, but not to who comes later
+
+
+def _remove(engine: str, found: Collection[tuple[str, str, str]]) -> None:
     for kind in ("container", "network", "image"):  # each is in use by those before it
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda path: _delete(engine, path), [path for of, path, _name in found if of == kind]))
@@ -88,6 +105,7 @@ def _name(one: dict[str, object]) -> str:
 
 # --- by the registry of runs ---
 
+MAKING = "making"  # in a run's directory: a file for each request to make something that the engine has not answered
 MARK = "engine"  # in a run's directory: the path of the socket of the engine that holds something of it
 
 
@@ -98,3 +116,25 @@ def engine_of(directory: Path) -> str | None:
     except OSError:
         return None
     return engine if Path(engine).parent.is_dir() else None
+
+
+@contextmanager
+def making(directory: Path, kind: str, name: str) -> Iterator[None]:
+    """Meanwhile whoever finds the run dead knows what may still come: a `kind` of this name."""
+    asked = directory / MAKING / urllib.parse.quote(f"{kind} {name}", safe="")
+    asked.parent.mkdir(mode=0o700, exist_ok=True)
+    asked.touch(mode=0o600)
+    try:
+        yield
+    except Exception:  # an answer, too; whoever is interrupted has none yet
+        asked.unlink()
+        raise
+    asked.unlink()
+
+
+def coming(directory: Path) -> list[str]:
+    """What a run asked the engine for and may not have got before it died, as `remove` takes it."""
+    try:
+        return [urllib.parse.unquote(asked.name) for asked in (directory / MAKING).iterdir()]
+    except OSError:
+        return []

@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import ipaddress
 import tarfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lab.backends.mininet_net import HOST_SYSCTLS, ROUTER_SYSCTLS, bridge_of, router_mac
-from lab.model import FAMILIES, Family, Feature, Host, Segment, Topology
+from lab.model import FAMILIES, Family, Feature, Host, Point, Segment, Topology
 
 # capabilities(7), by number: what the first process of a container may keep.
 CAPABILITIES: Mapping[str, int] = {
@@ -31,15 +32,23 @@ _OF_FEATURE: Mapping[str, frozenset[str]] = {
     "sock-diag": frozenset({"NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}),  # whose socket: in other users' /proc
     "cgroup-bpf": frozenset({"BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}),  # and who it is
     "host-tc-bpf": frozenset({"BPF", "NET_ADMIN"}),
+    "tc-bpf": frozenset({"BPF", "NET_ADMIN"}),
+    "container-host": frozenset({"SYS_ADMIN"}),  # to enter a container's network, and be among its processes
 }
+_OWN = {"container-host": "hosts of this backend are machines of their own, and no containers of one"}
 _FREE = frozenset({"python3", "iperf3", "cgroup2", "several-users", "clang", "libbpf", "bpf",
                    "btf"})  # there without a capability of their own
 _CONNTRACK = {"net.netfilter.nf_conntrack_acct": "1", "net.netfilter.nf_conntrack_timestamp": "1"}
+
+# Where hosts are guarded from that are not themselves a host; no host's name has parentheses.
+SWITCH, NODE = "(switch)", "(node)"
+SWITCH_PINS = "/run/switch/bpf"
 
 # Where things are in a container.
 OWN, CONTROL, LIFELINE, CGROUP, LABHOST = ("/run/lab/own", "/run/lab/control.sock", "/run/lab/alive.sock",
                                            "/run/lab/cgroup", "/run/lab/labhost")
 PINS = "/run/lab/bpf"
+CONTAINER_VARIABLE = "LABCTL_CONTAINER"  # tells a command on the machine which process is a container's first
 _LAYOUT = ("dev", "etc", "etc/alternatives", "opt", "proc", "root", "run", "run/host", "run/lab", "run/site", "srv",
            "sys", "tmp", "usr", "var", "var/tmp")
 _USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
@@ -70,8 +79,10 @@ class ContainerSpec:
     plan: str
     image: str | None = None
     known: Mapping[str, str] = field(default_factory=dict)  # names that it can look up, with IPv4 addresses
-    pins: bool = False  # it has a bpf file system of its own, in which an agent's programs outlive the agent
+    pins: str = ""  # where it has a bpf file system of its own, in which an arm's programs outlive the arm's daemon
     beside: str = ""  # the name of the container whose network and processes it shares, instead of ones of its own
+    outside: bool = False  # it is on the machine's own network, where the engine's bridges are, and nobody's host
+    sees_all: bool = False  # it is among the machine's own processes
 
     @property
     def capabilities(self) -> list[str]:
@@ -81,6 +92,16 @@ class ContainerSpec:
     @property
     def keep_bits(self) -> int:
         return sum(1 << CAPABILITIES[name] for name in self.keep)
+
+    @property
+    def among(self) -> str | None:
+        """Whose processes it is among, as the engine calls it; None: its own."""
+        return "host" if self.sees_all else f"container:{self.beside}" if self.beside else None
+
+    @property
+    def joins(self) -> str:
+        """The network of one that has none of its own, as the engine calls it."""
+        return "host" if self.outside else f"container:{self.beside}"
 
 
 def capabilities(features: Collection[str]) -> frozenset[str]:
@@ -98,9 +119,9 @@ def on_old_engine(spec: ContainerSpec) -> ContainerSpec:
     return replace(spec, keep=spec.keep - _SINCE_5_8 | {"SYS_ADMIN"})
 
 
-def pins(features: Collection[str]) -> bool:
-    """Whether arms that need `features` keep programs in the kernel for a host."""
-    return "cgroup-bpf" in features
+def pins(features: Collection[str]) -> str:
+    """Where arms that need `features` keep programs in the kernel for a host; "" if they keep none."""
+    return PINS if "cgroup-bpf" in features else ""
 
 
 def missing(needs: Collection[Feature]) -> str | None:
@@ -108,6 +129,11 @@ def missing(needs: Collection[Feature]) -> str | None:
     lacking = [need for need in needs if need.name not in _OF_FEATURE and need.name not in _FREE]
     return "; ".join(f"{need.name}: a container of a lab is not given it ({need.why}); use --backend mininet"
                      for need in lacking) or None
+
+
+def only_here(need: Feature) -> str | None:
+    """Why no other backend has this feature, where it is one that containers alone have."""
+    return f"{need.name}: {_OWN[need.name]} ({need.why}); use --backend docker" if need.name in _OWN else None
 
 
 def networks(topology: Topology, run_id: str) -> list[NetworkSpec]:
@@ -135,17 +161,18 @@ def containers(topology: Topology, run_id: str, demands: Mapping[str, Collection
         return {key: value for key, value in wanted.items() if key.replace(".", "/") in known_sysctls}
 
     def spec(name: str, addresses: dict[str, tuple[str, str]], values: Mapping[str, str], text: str,
-             image: str | None = None) -> ContainerSpec:
+             image: str | None = None, foreign: bool = False) -> ContainerSpec:
         keep = SERVE if image else capabilities(demands.get(name, ()))
         return ContainerSpec(name, f"{run_id}-{name}", addresses, keep, sysctls(name, values), text, image,
-                             names(topology) if image else {}, pins(demands.get(name, ())) and not image)
+                             names(topology) if image or foreign else {}, "" if image else pins(demands.get(name, ())))
 
     segments = topology.segments
     yours = {network_name(run_id, s.name): (s.gateway4, s.gateway6) for s in segments.values()}
     made = [spec(topology.router, yours, {**HOST_SYSCTLS, **ROUTER_SYSCTLS}, router_plan(topology))]
     for name, host in topology.hosts.items():
         mine = {network_name(run_id, host.segment): (host.v4, host.v6)}
-        made.append(spec(name, mine, HOST_SYSCTLS, host_plan(topology, host), host.image))
+        foreign = host.pod and any(topology.processes[process].image for process in host.runs)
+        made.append(spec(name, mine, HOST_SYSCTLS, host_plan(topology, host), host.image, foreign))
     return made
 
 
@@ -166,6 +193,40 @@ def sidecars(topology: Topology, run_id: str, demands: Mapping[str, Collection[s
     return [ContainerSpec(agent_name(name), f"{run_id}-{agent_name(name)}", {}, capabilities(demands[name]), {}, "",
                           pins=pins(demands[name]), beside=f"{run_id}-{name}")
             for name, host in topology.hosts.items() if host.image and name in demands]
+
+
+def place_of(point: Point) -> str:
+    """Where a point's commands run, as `demands` calls it: its host, or what stands beside all hosts."""
+    return {"port": SWITCH, "node": NODE}.get(point.kind, point.host)
+
+
+def places(run_id: str, demands: Mapping[str, Collection[str]]) -> list[ContainerSpec]:
+    """What stands beside the hosts for arms that enforce outside of them, where there are any."""
+    def spec(place: str, name: str, pins: str) -> ContainerSpec:
+        return ContainerSpec(place, f"{run_id}.{name}", {}, capabilities(demands[place]), {}, "", pins=pins,
+                             outside=True, sees_all=place == NODE)
+
+    known = ((SWITCH, "switch", SWITCH_PINS), (NODE, "node", PINS))
+    return [spec(place, name, pins) for place, name, pins in known if place in demands]
+
+
+def bridge_name(network_id: str, options: Mapping[str, str]) -> str:
+    """The interface that is a network's bridge: as it was asked to be called, else by the network's id."""
+    return options.get("com.docker.network.bridge.name") or f"br-{network_id[:12]}"
+
+
+def ports(heard: Iterable[Mapping[str, Any]], bridges: Mapping[str, str], topology: Topology) -> dict[str, str]:
+    """By host, the port behind which its segment's bridge heard its MAC.
+
+    `heard`: what `bridge -j fdb show` prints; `bridges`: segments by their bridges' interfaces.
+    """
+    hosts = {(host.segment, host.mac): host.name for host in topology.hosts.values()}
+    found = {}
+    for entry in heard:
+        name = hosts.get((bridges.get(entry.get("master", ""), ""), entry["mac"]))
+        if name is not None and entry.get("state") != "permanent":  # those are the ports' own addresses
+            found[name] = str(entry["ifname"])
+    return found
 
 
 def agent_name(host: str) -> str:

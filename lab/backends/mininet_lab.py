@@ -12,7 +12,7 @@ from lab import packages
 from lab.backends import mininet_net, reclaim
 from lab.backends import switch as switch_side
 from lab.backends.base import Completed, Usage
-from lab.backends.served import LabDownError, ServedTestbed, check_files, cpu_s, pss
+from lab.backends.served import LabDownError, ServedTestbed, check_files, cpu_s, memory_of
 from lab.backends.switch import Switch
 from lab.hosts.attempts import Actor
 from lab.hosts.control import Fleet
@@ -59,8 +59,10 @@ class MininetTestbed(ServedTestbed):
         if self.cgroup is None:
             return found
         spent, system = cpu_s(self.cgroup / switch_side.CGROUP)
+        rss = {switch_side.NAME: memory_of(self.cgroup / switch_side.CGROUP)} if memory else {}
         return replace(found, daemon_cpu_s={**found.daemon_cpu_s, switch_side.NAME: spent},
-                       daemon_system_s={**found.daemon_system_s, switch_side.NAME: system})
+                       daemon_system_s={**found.daemon_system_s, switch_side.NAME: system},
+                       daemon_rss_bytes={**found.daemon_rss_bytes, **rss})
 
     # --- enforcement points ---
 
@@ -76,6 +78,12 @@ class MininetTestbed(ServedTestbed):
             switch_side.put(Path("/"), files)
         else:
             super().put_at(point, files)
+
+    def way_to(self, point: Point) -> dict[str, str]:
+        """How Ansible's connection plugin gets to an enforcement point."""
+        if point.kind == "port":
+            return {"lab_port": self.port_of(point), "lab_cgroup": str(self.switch.cgroup or "")}
+        return super().way_to(point)
 
     def port_of(self, point: Point) -> str:
         """The interface that is the switch side of a host's link."""
@@ -144,8 +152,7 @@ class MininetTestbed(ServedTestbed):
 
     def _rss(self, host: str) -> int:
         assert self.cgroup is not None
-        procs = (self.cgroup / f"{host}.d/cgroup.procs").read_text().split()
-        return sum(pss(int(pid)) for pid in procs)
+        return memory_of(self.cgroup / f"{host}.d")
 
 
 @contextlib.contextmanager

@@ -47,8 +47,9 @@ class ServedTestbed:
     def spawn(self, host: str, argv: Sequence[str], *, process: str | None = None,
               env: Mapping[str, str] | None = None) -> ChildOnHost:
         """Start a command on a host with binary pipes, as the user of the declared `process` or as root."""
-        uid = self.topology.processes[process].uid if process else None
-        return ChildOnHost(self.socket(host), list(argv), uid, self.cgroup_of(host, False), dict(env or {}))
+        declared = self.topology.processes[process] if process else None
+        home, uid = self.home_of(host, declared.path) if declared else host, declared.uid if declared else None
+        return ChildOnHost(self.socket(home), list(argv), uid, self.cgroup_of(host, False), dict(env or {}))
 
     def put(self, host: str, files: Mapping[str, bytes]) -> None:
         """Place files (absolute paths on the host, mode 0755) as root."""
@@ -77,11 +78,28 @@ class ServedTestbed:
 
     def run_at(self, point: Point, argv: Sequence[str]) -> Completed:
         """Run a command at an enforcement point to its end; what it leaves running counts as the arm's."""
-        return self.run(self.agent_of(point.host), argv, daemon=True)
+        place = self.place_of(point)
+        done = init_client.run(self.socket(place), list(argv), cgroup=self.cgroup_of(place, True),
+                               env=self.environment_of(point))
+        return Completed(done.status, done.stdout, done.stderr)
 
     def put_at(self, point: Point, files: Mapping[str, bytes]) -> None:
         """Place files at an enforcement point."""
-        self.put(self.agent_of(point.host), files)
+        self.put(self.place_of(point), files)
+
+    def way_to(self, point: Point) -> dict[str, str]:
+        """How Ansible's connection plugin (lab/deploy/ansible) gets to an enforcement point."""
+        place = self.place_of(point)
+        return {"lab_socket": str(self.socket(place)), "lab_cgroup": str(self.cgroup_of(place, True) or ""),
+                "lab_environment": "\n".join(f"{name}={value}" for name, value in self.environment_of(point).items())}
+
+    def place_of(self, point: Point) -> str:
+        """Whose first process runs the commands of an enforcement point."""
+        return self.agent_of(point.host)
+
+    def environment_of(self, _point: Point) -> Mapping[str, str]:
+        """What a command at an enforcement point is told of it, as variables."""
+        return {}
 
     def port_of(self, point: Point) -> str:
         """The interface that is the switch side of a host's link, of a backend that has them."""
@@ -107,6 +125,11 @@ class ServedTestbed:
     def cgroup_of(self, host: str, daemon: bool) -> Path | None:
         """The cgroup of a host, or of its daemons, as the host sees it."""
         raise NotImplementedError
+
+    def home_of(self, host: str, _path: str) -> str:
+        """Where the executable `path` of a host is: on the host itself, unless its processes have places of their own.
+        """
+        return host
 
     def pid(self, host: str) -> int:
         """The host's PID 1, as labctl sees it."""
@@ -145,7 +168,7 @@ class ServedTestbed:
                 if (actor.host, path) not in placed:
                     placed.add((actor.host, path))
                     self._place_actor(actor, path)
-                yield self.socket(actor.host), argv, self.cgroup_of(actor.host, False)
+                yield self.socket(self.home_of(actor.host, path)), argv, self.cgroup_of(actor.host, False)
 
         init_client.start_all(commands())
 
@@ -244,6 +267,11 @@ def cpu_s(cgroup: Path) -> tuple[float, float]:
 
 def _part(spent: Mapping[str, tuple[float, float]], part: int) -> dict[str, float]:
     return {name: both[part] for name, both in spent.items()}
+
+
+def memory_of(cgroup: Path) -> int:
+    """Proportional memory of what runs in a control group, bytes."""
+    return sum(pss(int(pid)) for pid in (cgroup / "cgroup.procs").read_text().split())
 
 
 def pss(pid: int) -> int:

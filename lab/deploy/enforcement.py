@@ -150,7 +150,7 @@ def _play(testbed: ServedTestbed, deployment: Deployment) -> None:
         for index, (point, plan) in enumerate(deployment.items()):
             tar = private / f"{index}.tar"
             tar.write_bytes(archive(plan))
-            hosts[_inventory_name(point)] = {**_way_to(testbed, point), "lab_archive": str(tar),
+            hosts[_inventory_name(point)] = {**testbed.way_to(point), "lab_archive": str(tar),
                                              "lab_command": command(plan)}
         inventory = {"all": {"hosts": hosts, "vars": {"ansible_connection": "labns"}}}
         runner = ansible_runner.run(
@@ -164,15 +164,7 @@ def _play(testbed: ServedTestbed, deployment: Deployment) -> None:
 
 
 def _inventory_name(point: Point) -> str:
-    return f"port of {point.host}" if point.kind == "port" else point.host
-
-
-def _way_to(testbed: ServedTestbed, point: Point) -> dict[str, str]:
-    """What the connection plugin has to know: a host's socket, or the interface of a switch port."""
-    if point.kind == "port":
-        return {"lab_port": testbed.port_of(point), "lab_cgroup": str(testbed.port_cgroup() or "")}
-    return {"lab_socket": str(testbed.socket(testbed.agent_of(point.host))),
-            "lab_cgroup": str(testbed.cgroup_of(point.host, True) or "")}
+    return {"port": f"port of {point.host}", "node": f"{point.host} from its machine"}.get(point.kind, point.host)
 
 
 def _environment(private: Path) -> dict[str, str]:

@@ -85,30 +85,33 @@ class Pace:
     """How many attempts may be under way: at most `limit`, fewer while even those that succeed take long.
 
     A machine that is asked for more than it can do answers late, and late is told as TIMED_OUT: the instrument would
-    report its own load. So the window shrinks by a third where one that opened took longer than a third of the
-    timeout, and grows by half where of a whole window none took half of that. Silence says nothing: it may be a policy.
+    report its own load. So the window shrinks by a third where of a window's worth one in FEW that opened took longer
+    than a third of the timeout, or a single one half of it, and grows by half where of a whole window none took a
+    sixth. A host that is late by itself thus holds the window and does not close it. Silence says nothing: it may be a
+    policy.
     """
 
-    FIRST, LEAST = 512, 256
+    FIRST, LEAST, FEW = 512, 256, 40
 
     def __init__(self, limit: int, timeout_s: float) -> None:
         self._limit = max(1, limit)
         self.window = min(self._limit, self.FIRST)
         self._late_ns = int(timeout_s * 1e9 / 3)
-        self._since = self._worst_ns = 0
+        self._since = self._worst_ns = self._late = 0
 
     def ended(self, index: int, sent: int, opened: bool, took_ns: int) -> None:
         """Attempt `index` ended, after `sent` have been sent; those from before the last change do not count."""
         if not opened or index < self._since:
             return
         self._worst_ns = max(self._worst_ns, took_ns)
-        if self._worst_ns > self._late_ns:
+        self._late += took_ns > self._late_ns
+        if self._late * self.FEW > self.window or self._worst_ns * 2 > self._late_ns * 3:
             self.window = max(min(self._limit, self.LEAST), self.window * 2 // 3)
         elif index - self._since < self.window:
             return
         elif self._worst_ns < self._late_ns // 2:
             self.window = min(self._limit, self.window * 3 // 2 + 1)
-        self._since, self._worst_ns = sent, 0
+        self._since, self._worst_ns, self._late = sent, 0, 0
 
 
 class Campaign:

@@ -21,7 +21,6 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "init.h"
@@ -173,18 +172,6 @@ static void lifeline_ready(struct watch *w, uint32_t events)
     exit(0); /* nothing is ever said to us: labctl has gone */
 }
 
-static int lifeline_to(const char *path)
-{
-    struct sockaddr_un to = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof to.sun_path)
-        die("--lifeline %s: the path is longer than %zu bytes", path, sizeof to.sun_path - 1);
-    memcpy(to.sun_path, path, strlen(path) + 1);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
-        die("--lifeline %s: %s", path, strerror(errno));
-    return fd;
-}
-
 int contain_main(int argc, char **argv)
 {
     static const struct option known[] = {
@@ -217,7 +204,7 @@ int contain_main(int argc, char **argv)
     keep_only(keep);
     int listener = init_listen(socket_path);
     static struct watch line;
-    line = (struct watch){lifeline_ready, lifeline_to(lifeline)};
+    line = (struct watch){lifeline_ready, connect_unix("lifeline", lifeline)};
     init_watch(&line);
     char greeting[128];
     int n = snprintf(greeting, sizeof greeting, "%s\n", name);

@@ -12,7 +12,6 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -272,18 +271,6 @@ static void control_ready(struct watch *w, uint32_t events)
 
 /* --- coming up --- */
 
-static int connect_control(const char *path)
-{
-    struct sockaddr_un to = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof to.sun_path)
-        die("--control %s: the path is longer than %zu bytes", path, sizeof to.sun_path - 1);
-    memcpy(to.sun_path, path, strlen(path) + 1);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
-        die("--control %s: %s", path, strerror(errno));
-    return fd;
-}
-
 static void raise_file_limit(void)
 {
     struct rlimit limit = {FILES, FILES};
@@ -355,7 +342,7 @@ int serve_main(int argc, char **argv)
     signal(SIGCHLD, SIG_IGN); /* the kernel reaps: a loop's child reports through its pipe */
     raise_file_limit();
     sched_getaffinity(0, sizeof all_cpus, &all_cpus);
-    control = (struct watch){control_ready, connect_control(o.control)};
+    control = (struct watch){control_ready, connect_unix("control", o.control)};
     if (o.observe)
         observe_icmp();
     become((uid_t)o.uid);

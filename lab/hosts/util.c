@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,6 +29,18 @@ void die(const char *format, ...)
     fputc('\n', stderr);
     va_end(args);
     exit(1);
+}
+
+int connect_unix(const char *option, const char *path)
+{
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof to.sun_path)
+        die("--%s %s: the path is longer than %zu bytes", option, path, sizeof to.sun_path - 1);
+    memcpy(to.sun_path, path, strlen(path) + 1);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
+        die("--%s %s: %s", option, path, strerror(errno));
+    return fd;
 }
 
 int drop_groups(void)

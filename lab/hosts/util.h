@@ -16,6 +16,9 @@ uint64_t now_ns(void);
 /* Print "labhost: ..." on standard error and leave with status 1. */
 void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
+/* A stream socket that is connected to the unix socket at `path`, which `option` named; else the end of the process. */
+int connect_unix(const char *option, const char *path);
+
 /* malloc and realloc that never return NULL: a service without memory cannot say anything true. */
 void *need(size_t bytes);
 void *need_zero(size_t bytes);

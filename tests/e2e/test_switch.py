@@ -67,6 +67,28 @@ def test_hosts_see_nothing_of_it_and_a_large_change_is_there_at_once() -> None:
     print(f"{found['entries']} entries: {statistics.median(found['seconds']) * 1e3:.1f} ms")
 
 
+def restarted(rounds: int, letting_go: bool = False) -> dict[str, Any]:
+    found: dict[str, Any] = call("tests.e2e.switch_lab", "restarted", {"rounds": rounds, "letting_go": letting_go},
+                                 timeout_s=280)
+    assert found["opened"] > 100 * rounds and found["stood"] > 1000
+    assert (found["failed"], found["cut"], found["leaked"]) == (0, 0, 0)
+    return found
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_and_started_again_it_opens_nothing_cuts_nothing_and_forgets_nothing(rounds: int) -> None:
+    """Connections go on, others begin 300 times a second, and each is told of with its rule."""
+    found = restarted(rounds)
+    assert found["lost"] == 0, "an opening lost a packet"
+    assert found["told"] == found["opened"] and found["rules"] == ["users to shop"]
+    assert found["left"] == ["lock"], "after the last port is let go, no file of it is left"
+
+
+@pytest.mark.slow
+def test_a_restart_that_lets_go_of_a_port_for_a_moment_is_noticed() -> None:
+    assert restarted(4, letting_go=True)["lost"] > 0
+
+
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     results = tmp_path_factory.mktemp("results")

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from bench import registry
 from lab import features
 from lab.model import Feature
 from tests.e2e.isolated import call, needs_root
 
 LACKS = features.missing(tuple(Feature(name, "the dialects") for name in ("tc-bpf", "clang", "libbpf", "softflowd")))
+AGENT_LACKS = features.missing(tuple(registry.load("agent-nft").needs()))
 pytestmark = [needs_root, pytest.mark.e2e, pytest.mark.skipif(bool(LACKS), reason=str(LACKS))]
 
 
@@ -85,6 +87,22 @@ def test_cloud_logs_have_verdicts_and_come_late(found: dict[str, Any], dialect: 
         assert recall(row, "denied") > 0.95, row
         assert recall(row, "same host") == 0.0
         assert row["fields"]["verdict"]["recall"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(AGENT_LACKS), reason=str(AGENT_LACKS))
+def test_under_an_agent_a_cloud_and_a_mirror_know_what_left_the_host_and_call_it_accepted() -> None:
+    """What it refuses at the source never comes to a port; what it refuses at the target is logged as accepted."""
+    found = dict(call("tests.e2e.telemetry_lab", "run", "agent-nft", timeout_s=180))
+    own = next(iter(rows(found, "records of agent-nft").values()))
+    logged = next(iter(rows(found, "AWS VPC flow logs").values()))
+    exported = rows(found, "NetFlow v9")["idle 1 s, active 10 s"]
+    assert recall(own, "denied") > 0.99
+    for row in (logged, exported):
+        assert recall(row, "short") > 0.98, row
+        assert 0 < recall(row, "denied") < 0.5, row
+    assert any(spot.startswith("did not rightly say the verdict") for spot in logged["blind_spots"])
+    assert found["left"] == {"links": [], "tables": [], "running": []}
 
 
 def test_nothing_is_left_and_the_raw_data_is_kept(found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from bench.contract import EnforcerError, Guarded
 from enforcers.agent.agent_ebpf import AgentEbpf, AgentEbpfMonitor
 from enforcers.agent.ebpf import bundle
 from enforcers.agent.ebpf.classes import Executable, Rules
-from enforcers.agent.ebpf.daemon import executables, telemetry
+from enforcers.agent.ebpf.daemon import executables, service, telemetry
 from enforcers.agent.ebpf.daemon.lookups import Lookups
+from enforcers.agent.ebpf.daemon.place import AgentError, Place
 from enforcers.agent.ebpf.document import files
 from enforcers.agent.ebpf.encode import address_bytes, port_prefixes
 from enforcers.agent.records import sightings
@@ -78,7 +80,8 @@ def test_the_zipapp_holds_the_daemon_and_its_binding_and_nothing_of_the_project(
         for name in sources:
             text = archive.read(name).decode()
             imported = re.findall(r"^\s*(?:from|import) ((?:lab|enforcers|bench)[\w.]*)", text, re.MULTILINE)
-            assert all(module.startswith("lab.bpf") for module in imported), (name, imported)
+            assert all(module.startswith("lab.bpf") or f"{module}.background".replace(".", "/") + ".py" in names
+                       for module in imported), (name, imported)
 
 
 def test_a_monitor_decides_nothing_and_says_so() -> None:
@@ -227,3 +230,42 @@ def test_the_bytecode_is_the_same_wherever_it_is_made_and_runs_in_place_of_the_s
                           text=True, check=True).stdout.split()
     heavy = {"socket", "json", "contextlib", "collections", "ctypes", "typing", "enum", "re"}
     assert "daemon.cli" in said and not heavy & set(said)
+
+
+class Shared:
+    """Where an agent and its locks are, without a kernel to enforce in."""
+
+    take = Place.take
+
+    def __init__(self, directory: Path) -> None:
+        self.shared, self.log = str(directory), str(directory / "log")
+
+
+class Serving:
+    """An agent that has nothing to do."""
+
+    def __init__(self, place: Shared) -> None:
+        (Path(place.shared) / "served").touch()
+
+    def run(self) -> None:
+        """At once."""
+
+
+def test_an_agent_that_is_leaving_is_waited_for_and_one_that_stays_is_told(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose last host has left holds its lock for a moment more, and the next arm's is there already."""
+    monkeypatch.setattr(service, "Service", Serving)
+    place = Shared(tmp_path)
+    held = place.take("lock")  # type: ignore[arg-type]
+    assert held is not None
+    leaving = threading.Timer(0.3, os.close, (held,))
+    leaving.start()
+    service.daemonise(place)  # type: ignore[arg-type]
+    leaving.join()
+    assert (tmp_path / "served").exists()
+    monkeypatch.setattr(service, "_LEAVING_S", 0.1)
+    held = place.take("lock")  # type: ignore[arg-type]
+    with pytest.raises(AgentError, match="another agent is running there; stop it first"):
+        service.daemonise(place)  # type: ignore[arg-type]
+    assert held is not None
+    os.close(held)

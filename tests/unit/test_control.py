@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -137,25 +140,24 @@ def test_order_and_identity_are_kept(fleet: Fleet, join: Join) -> None:
 
 
 def test_no_more_than_the_window_is_under_way(fleet: Fleet, join: Join) -> None:
-    under_way, most = 0, 0
-    held: list[str] = []
+    """Where none is answered for a while, no more come than the window has room for."""
+    came: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def slow(player: Player, f: list[str]) -> None:
-        nonlocal under_way, most
-        if f[1] != "probe":
+        if f[1] == "probe":
+            came.put(f[2])
+        else:
             honest(player, f)
-            return
-        held.append(f[2])
-        most = max(most, len(held))
-        if len(held) == 8:
-            for token in held:
-                player.say("p", token, "REFUSED", 111, 1, 1000, 0, 2000, 0)
-            held.clear()
 
-    join(WEB, slow)
-    got = fleet.probe(attempts(WEB, 64), 20.0, window=8)
-    assert most == 8
-    assert {g.outcome for g in got} == {Outcome.REFUSED}
+    player = join(WEB, slow)
+    with ThreadPoolExecutor(1) as pool:
+        probing = pool.submit(fleet.probe, attempts(WEB, 64), 20.0, window=8)
+        held = [came.get(timeout=10) for _ in range(8)]
+        with pytest.raises(queue.Empty):
+            came.get(timeout=0.3)
+        for token in itertools.chain(held, (came.get(timeout=10) for _ in range(64 - 8))):
+            player.say("p", token, "REFUSED", 111, 1, 1000, 0, 2000, 0)
+        assert {g.outcome for g in probing.result()} == {Outcome.REFUSED}
 
 
 def test_a_service_that_dies_breaks_what_it_had_under_way(fleet: Fleet, join: Join) -> None:

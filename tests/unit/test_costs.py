@@ -106,6 +106,18 @@ def test_a_cell_whose_policy_was_not_in_force_does_not_count() -> None:
     assert found.effects("crr_p50_us")["slow"].n == found.effects("crr_p50_us")["honest"].n - 5
 
 
+def test_blocks_in_which_the_machine_never_kept_its_speed_are_named() -> None:
+    """Their figures are left out, so whoever counts the blocks has to learn why."""
+    def restless(cell: Cell) -> Cell:
+        crr = cell.series["crr"]
+        return replace(cell, series={**cell.series, "crr": replace(crr, after_us=tuple(2 * x for x in crr.before_us))})
+    cells = [restless(cell) if (cell.block, cell.arm) == (3, "slow") else cell for cell in run(switching=False)]
+    costs = Costs(cells, ARMS)
+    assert costs.restless("crr_rate") == {"slow": (3,)} and not costs.restless("rr_p50_us")
+    assert costs.effects("crr_rate")["slow"].n == len(costs.numbers) - 1
+    assert not Costs(run(switching=False), ARMS).restless("crr_rate")
+
+
 def test_a_figure_of_every_second_block_has_half_the_blocks_and_one_never_taken_has_none() -> None:
     costs = Costs(run(), ARMS)
     bulk = costs.effects("bulk_bps")

@@ -20,8 +20,8 @@ import pytest
 from bench import registry, testbeds
 from enforcers.agent.ebpf.daemon import place
 from lab import runs
-from lab.backends import docker_engine, docker_left, docker_specs
-from lab.backends.docker_specs import SERVE, START, capabilities, containers, networks
+from lab.backends import docker_engine, docker_left, docker_pods, docker_specs
+from lab.backends.docker_specs import SERVE, START, ContainerSpec, capabilities, containers, networks
 from lab.model import Feature
 from lab.scenario import load
 from tests.e2e.isolated import ROOT
@@ -55,9 +55,9 @@ def test_an_arm_s_capabilities_are_granted_where_it_enforces_and_nowhere_else() 
 
 
 def test_an_arm_that_containers_cannot_carry_is_unsupported_with_the_reason_and_demands_nothing() -> None:
-    needs = (Feature("nftables", "rules"), Feature("tc-bpf", "verdicts at a port"))
+    needs = (Feature("nftables", "rules"), Feature("br-netfilter", "verdicts at a bridge"))
     assert docker_specs.missing(needs[:1]) is None and testbeds.missing("docker", ()) is None
-    said = "tc-bpf: a container of a lab is not given it (verdicts at a port); use --backend mininet"
+    said = "br-netfilter: a container of a lab is not given it (verdicts at a bridge); use --backend mininet"
     assert docker_specs.missing(needs) == said
     assert testbeds.demands(SCENARIO, [SimpleNamespace(needs=lambda: needs)]) == {}  # type: ignore[list-item]
 
@@ -80,7 +80,57 @@ def test_beside_a_foreign_image_the_agent_gets_what_it_takes_and_the_image_nothi
     demands = {"db": frozenset({"cgroup-bpf", "host-tc-bpf"})}
     db = next(one for one in containers(topology, "labctl-1", demands, KNOWN) if one.host == "db")
     (beside,) = docker_specs.sidecars(topology, "labctl-1", demands)
-    assert (db.keep, db.pins, beside.pins) == (SERVE, False, True) and "BPF" in beside.keep
+    assert (db.keep, db.pins, beside.pins) == (SERVE, "", docker_specs.PINS) and "BPF" in beside.keep
+
+
+def test_who_enforces_beside_the_hosts_stands_there_and_the_hosts_get_nothing_for_it() -> None:
+    def made(arm: str) -> tuple[set[frozenset[str]], list[ContainerSpec]]:
+        demands = testbeds.demands(SCENARIO, [registry.load("none"), registry.load(arm)])
+        return ({one.keep for one in containers(TOPOLOGY, "labctl-1", demands, KNOWN)},
+                docker_specs.places("labctl-1", demands))
+
+    hosts, (switch,) = made("virtual-switch")
+    assert hosts == {SERVE} and switch.keep == SERVE | {"BPF", "NET_ADMIN"}
+    assert (switch.name, switch.joins, switch.among) == ("labctl-1.switch", "host", None)
+    assert switch.pins == "/run/switch/bpf"
+    hosts, (node,) = made("agent-ebpf-node")
+    assert hosts == {SERVE} and {"SYS_ADMIN", "SYS_PTRACE", "BPF"} < node.keep
+    assert (node.name, node.joins, node.among, node.pins) == ("labctl-1.node", "host", "host", docker_specs.PINS)
+    assert docker_specs.places("labctl-1", {"db": frozenset({"nftables"})}) == []
+
+
+def test_agent_and_switch_together_have_each_no_more_than_it_takes() -> None:
+    demands = testbeds.demands(SCENARIO, [registry.load("unified")])
+    assert {f.name for f in registry.load("virtual-switch").needs()} == demands[docker_specs.SWITCH]
+    assert {f.name for f in registry.load("agent-ebpf").needs()} == demands["db"]
+
+
+def test_only_containers_have_a_machine_below_them() -> None:
+    arm = registry.load("agent-ebpf-node")
+    said = testbeds.missing("mininet", arm.needs())
+    assert said and said.startswith("container-host: hosts of this backend are machines of their own")
+    assert said.endswith("use --backend docker")
+
+
+def test_a_port_is_found_by_the_mac_that_its_bridge_heard_there() -> None:
+    bridges = {"br-1": "dmz", "br-2": "data"}
+    hosts = {host.segment: host for host in TOPOLOGY.hosts.values()}
+    web, data = hosts["dmz"], hosts["data"]
+    heard = [{"mac": web.mac, "ifname": "veth1", "master": "br-1", "flags": [], "state": ""},
+             {"mac": web.mac, "ifname": "veth9", "master": "br-9", "state": ""},  # another run's, of the same scenario
+             {"mac": data.mac, "ifname": "veth2", "master": "br-2", "state": "permanent"},
+             {"mac": "33:33:00:00:00:01", "ifname": "veth1", "flags": ["self"], "state": "permanent"}]
+    assert docker_specs.ports(heard, bridges, TOPOLOGY) == {web.name: "veth1"}
+    assert docker_specs.bridge_name("0123456789abcdef", {}) == "br-0123456789ab"
+    assert docker_specs.bridge_name("0123", {"com.docker.network.bridge.name": "lan0"}) == "lan0"
+
+
+def test_an_agent_of_the_machine_is_told_which_container_a_command_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(place.CONTAINER, "4711")
+    found = place.Place("db", "/run/host/agent-ebpf-node/db")
+    assert found.cgroup == place.CONTAINED and found.bpf == f"{place.PINS}/agent-ebpf" and not found.in_lab
+    assert found.shared == place.Place("web-1", "/run/host/agent-ebpf-node/web-1").shared
+    assert found.ways == ("/proc/4711/root", "/proc/4711/root/proc", "/proc/4711/ns/net")
 
 
 def test_an_agent_of_a_container_attaches_to_its_own_host_s_control_group(
@@ -98,6 +148,7 @@ def test_an_agent_of_a_container_attaches_to_its_own_host_s_control_group(
 def test_the_agent_looks_where_the_backend_mounts() -> None:
     """The agent imports nothing of the project's, so the paths are written down twice."""
     assert (place.CONTAINED, place.PINS) == (docker_specs.CGROUP, docker_specs.PINS)
+    assert place.CONTAINER == docker_specs.CONTAINER_VARIABLE
 
 
 def test_a_feature_that_nobody_knows_grants_nothing() -> None:
@@ -221,6 +272,33 @@ def test_only_what_carries_the_run_s_label_goes(tmp_path: Path) -> None:
     assert kinds == ["containers", "networks", "images"]  # each is in use by those before it
 
 
+def test_what_a_dead_run_had_asked_for_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine carries out what it was asked, also where nobody waits for the answer any more."""
+    monkeypatch.setattr(docker_left, "_COMING_S", 20.0)
+    engine = Engine()
+
+    def asked(after_s: float) -> list[str]:
+        with pytest.raises(KeyboardInterrupt), docker_left.making(tmp_path, "container", "late"):
+            raise KeyboardInterrupt
+        threading.Timer(after_s, engine.held["containers"].__setitem__, ("late", "labctl-1")).start()
+        return docker_left.coming(tmp_path)
+
+    with serving(tmp_path / "s", engine) as path:
+        coming = asked(0.3)
+        assert coming == ["container late"]
+        docker_left.remove(path, "labctl-1")
+        docker_left.remove(path, "labctl-1", coming)
+        assert "late" not in engine.held["containers"] and "DELETE /containers/late?force=1&v=1" in engine.asked
+
+
+def test_what_was_answered_is_not_waited_for(tmp_path: Path) -> None:
+    with docker_left.making(tmp_path, "container", "app"):
+        assert docker_left.coming(tmp_path) == ["container app"]
+    with pytest.raises(ValueError, match="taken"), docker_left.making(tmp_path, "image", "labctl/host:1"):
+        raise ValueError("taken")
+    assert docker_left.coming(tmp_path) == []
+
+
 def test_what_an_engine_refuses_to_remove_keeps_the_run_in_the_registry(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
@@ -273,3 +351,16 @@ def test_one_that_answers_is_reached_by_a_path_that_outlives_its_mount(
         assert reached.path == path
         (tmp_path / "s").rename(tmp_path / "elsewhere")
         assert docker_left.ask(reached.inside, "GET", "/_ping")[0] == 200
+
+
+def test_a_pod_s_processes_have_a_container_each_that_may_serve_and_nothing_more() -> None:
+    topology = load(ROOT / "scenarios/pod.yaml").topology
+    made = {one.host: one for one in docker_pods.specs(topology, "labctl-1")}
+    assert set(made) == {"shop.proxy", "shop.web", "shop.metrics", "bank.ledger", "bank.scraper"}
+    assert {one.keep for one in made.values()} == {SERVE}
+    for one in made.values():
+        first = f"labctl-1-{one.host.partition('.')[0]}"
+        assert (one.joins, one.among, one.addresses) == (f"container:{first}", f"container:{first}", {})
+    assert docker_pods.members(topology)["bank"] == {
+        "/opt/bank/ledger": "bank.ledger", "/opt/ops/scraper": "bank.scraper"}
+    assert docker_pods.specs(TOPOLOGY, "labctl-1") == [] and docker_pods.images(topology) == {}

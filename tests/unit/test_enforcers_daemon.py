@@ -218,7 +218,8 @@ def test_the_zipapp_is_the_same_each_time_and_holds_only_the_daemon() -> None:
         names = archive.namelist()
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     assert names == sorted(names) and "__main__.py" in names
-    assert all(name == "__main__.py" or name.startswith("daemon/") for name in names)
+    beside = {"__main__.py", "enforcers/__init__.py", "enforcers/agent/__init__.py", "enforcers/agent/background.py"}
+    assert {name for name in names if not name.startswith("daemon/")} == beside
 
 
 def test_the_zipapp_needs_only_the_standard_library(tmp_path: Path) -> None:

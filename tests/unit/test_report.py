@@ -174,7 +174,8 @@ def test_the_names_that_others_build_on_are_there() -> None:
     assert set(one["attack"]) >= {"reached", "blast_radius", "time_to_goal_s"}
     assert set(one["policy"]) == {"native_rules", "widened", "narrowed", "omitted"}
     assert set(one["deploy"]) == {"seconds", "bytes_per_host"}
-    assert set(one["footprint"]) == {"host_rss_bytes", "host_cpu_s", "off_host_cpu_s", "kernel_s"}
+    assert set(one["footprint"]) == {"host_rss_bytes", "host_cpu_s", "off_host_cpu_s", "off_host_rss_bytes",
+                                     "kernel_s"}
     assert document["aa"]["cost"]["crr_rate"]["n"] == 8
     assert s.FIGURES == ("crr_rate", "crr_p50_us", "crr_p99_us", "rr_p50_us", "rr_p99_us", "bulk_bps",
                          "cpu_per_conn_us", "app_p50_us", "app_p99_us")

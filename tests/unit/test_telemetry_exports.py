@@ -57,6 +57,42 @@ def test_ipfix_tells_both_directions_in_one_record_and_its_sampling() -> None:
     assert said == [3]
 
 
+@pytest.mark.parametrize(("sent", "answered", "source"), [(2, 0, "10.0.0.1"), (0, 2, "10.0.0.2"), (2, 2, "10.0.0.1")])
+def test_who_sent_nothing_in_a_biflow_is_the_target_whichever_end_it_names_first(sent: int, answered: int,
+                                                                                 source: str) -> None:
+    """softflowd names the lower address first; of what was never answered, the packets tell who asked."""
+    numbers = {netflow.PROTOCOL: 17, netflow.SPORT: 61000, netflow.DPORT: 40000, netflow.START_MS: 10_000,
+               netflow.END_MS: 10_100, netflow.PACKETS: sent, netflow.OCTETS: 60 * sent}
+    raw = {(0, element): value.to_bytes(8, "big") for element, value in numbers.items()}
+    raw |= {(0, netflow.SOURCE4): bytes([10, 0, 0, 1]), (0, netflow.TARGET4): bytes([10, 0, 0, 2]),
+            (netflow.REVERSE_PEN, netflow.PACKETS): bytes([answered]),
+            (netflow.REVERSE_PEN, netflow.OCTETS): bytes([60 * answered])}
+    (one,) = told(netflow.records(netflow.Message(netflow.IPFIX, 10, 0, (raw,), ()), "office", 12.0, 0.0), 1.0)
+    assert (one.sighting.source, one.began) == (source, False)
+    assert (one.sighting.packets, one.sighting.bytes) == (sent + answered, 60 * (sent + answered))
+
+
+@pytest.mark.parametrize("element", [netflow.ICMP4, netflow.ICMP6])
+def test_an_echo_that_the_end_named_second_sent_is_its_own_though_its_type_is_not_told(element: int) -> None:
+    six = element == netflow.ICMP6
+    ends = {netflow.SOURCE6 if six else netflow.SOURCE4: bytes(15 if six else 3) + b"\1",
+            netflow.TARGET6 if six else netflow.TARGET4: bytes(15 if six else 3) + b"\2"}
+    raw = {(0, key): value for key, value in ends.items()}
+    raw |= {(0, netflow.PROTOCOL): bytes([58 if six else 1]), (0, netflow.START_MS): bytes(8),
+            (0, netflow.END_MS): bytes(8), (0, element): bytes(2), (netflow.REVERSE_PEN, element): bytes(2),
+            (netflow.REVERSE_PEN, netflow.PACKETS): b"\1"}
+
+    def sources() -> list[tuple[str, bool]]:
+        message = netflow.Message(netflow.IPFIX, 10, 0, (raw,), ())
+        return [(one.sighting.source, one.began) for one in told(netflow.records(message, "office", 1.0, 0.0), 1.0)]
+
+    assert sources() == [("::2" if six else "0.0.0.2", True)]
+    raw[netflow.REVERSE_PEN, element] = bytes([128 if six else 8, 0])  # one that tells it
+    assert sources() == [("::2" if six else "0.0.0.2", True)]
+    raw[netflow.REVERSE_PEN, element] = bytes([1 if six else 3, 0])  # unreachable: no echo
+    assert sources() == []
+
+
 def test_a_packet_report_says_what_its_packet_says() -> None:
     found, decoder = read(datagrams("psamp"), sampled=3)
     assert (decoder.lost, decoder.malformed, len(found)) == (0, 0, 4)

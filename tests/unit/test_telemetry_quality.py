@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -52,6 +53,20 @@ def test_delay_is_from_a_flows_beginning_to_its_first_record() -> None:
     assert (found.p50_s, found.p95_s, found.n) == (1.5, 4.0, 2)
 
 
+def test_a_record_that_names_the_ends_the_wrong_way_round_is_seen_and_who_began_is_not() -> None:
+    """Both ends have ports that clients use, as services of no declared process have: nobody can tell who serves."""
+    one = replace(truth(0), sport=40000, dport=61000)
+    there = Record("s", "tcp", one.source_address, 40000, one.target_address, 61000, 10.0, 10.1, 12.0, 60, 1)
+    back = Record("s", "tcp", one.target_address, 61000, one.source_address, 40000, 10.0, 10.1, 12.0, 60, 1)
+    for records, rightly, spot in (([there, back], 1.0, False), ([back, there], 0.0, True)):
+        found = quality([one], told(records, 1.0), TOPOLOGY)
+        assert (found.recall.recall, found.fields["began"].recall, found.unexplained) == (1.0, rightly, 0)
+        assert ("did not rightly tell who began 1 of 1 flows that it saw" in found.blind_spots) is spot
+    answered = replace(back, asked=True)  # who says it, wrongly, is taken at its word
+    found = quality([one], told([answered], 1.0), TOPOLOGY)
+    assert (found.recall.recall, found.unexplained) == (0.0, 1)
+
+
 def test_an_echo_record_without_identifier_is_of_every_echo_of_the_two_in_its_time() -> None:
     pings = [Truth("probe", "web", "p", "/p", "u", "db", "icmp", "10.0.0.1", ident, "10.0.1.1", 0, start, start + 0.1,
                    56, "OPEN", True) for ident, start in ((7, 10.0), (8, 10.2), (9, 60.0))]
@@ -59,6 +74,24 @@ def test_an_echo_record_without_identifier_is_of_every_echo_of_the_two_in_its_ti
     found = quality(pings, told(records, 1.0), TOPOLOGY)
     assert (found.recall.recall, found.unexplained) == (pytest.approx(2 / 3), 0)
     assert found.fields["bytes"].recall == 0.0  # the sum of two is nobody's own
+
+
+def test_echoes_of_both_ends_at_once_are_told_apart_where_the_dialect_does_and_else_are_of_both() -> None:
+    """Clouds log no type: two hosts that ping each other are one conversation, and nobody knows who began it."""
+    web, db = "10.0.0.1", "10.0.1.1"
+    pings = [Truth("probe", host, "p", "/p", "u", other, "icmp", *ends, 10.0 + n, 10.1 + n, 56, "OPEN", True)
+             for n, (host, other, ends) in enumerate([("web", "db", (web, 7, db, 0)), ("db", "web", (db, 8, web, 0))])]
+
+    def found(asked: tuple[bool | None, bool | None], hears: int = 2) -> tuple[float | None, float | None]:
+        records = [Record("s", "icmp", web, 0, db, 0, 10.0, 11.0, 12.0, 84, 1, asked=asked[0]),
+                   Record("s", "icmp", db, 0, web, 0, 10.0, 11.0, 12.0, 84, 1, asked=asked[1])][:hears]
+        one = quality(pings, told(records, 1.0), TOPOLOGY)
+        return one.recall.recall, one.fields["began"].recall
+
+    assert found((True, True)) == (1.0, 1.0)
+    assert found((None, None)) == (1.0, 0.5)
+    assert found((True, False)) == (0.5, 0.5)  # one asked, the other answered
+    assert found((None, None), hears=1) == (0.5, 0.5)  # one alone sent, so the other's echo never came by
 
 
 def test_directions_and_intervals_become_one_and_a_port_that_is_used_again_does_not() -> None:

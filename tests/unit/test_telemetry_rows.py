@@ -60,6 +60,16 @@ def test_cloud_logs_have_three_settings_each_and_keep_their_lines() -> None:
     assert {(dialect, words) for dialect, words, _at, _line in lines} == {(r.dialect, r.setting.setting) for r in rows}
 
 
+def test_where_no_port_decides_a_cloud_logs_all_as_accepted_and_that_is_assumed() -> None:
+    heard = Heard(talk(1.0, "web", "api"))
+    judging, _, _ = dialects.logged(Kept(CLOCK, heard=heard), WORLD)
+    logged, rows, _ = dialects.logged(Kept(CLOCK, heard=heard, ports_judge=False), WORLD)
+    assert {told.sighting.verdict for row in rows for told in row.told} == {"allow"}
+    for one, other in zip(logged, judging, strict=True):
+        assert set(one.assumes) - set(other.assumes) == set(dialects.OPEN_ASSUMES)
+        assert "all is logged as accepted" in one.where != other.where
+
+
 def test_what_was_told_until_the_end_is_read_and_a_failure_is_kept() -> None:
     with reading(lambda: ([seen(MADE[0]).sighting], 5), 60.0) as readings:
         pass

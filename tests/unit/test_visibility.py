@@ -41,6 +41,16 @@ def test_an_arm_without_telemetry_sees_nothing_and_that_is_zero() -> None:
     assert got.blind_spots == ("did not see 2 of 2 flows",)
 
 
+def test_refusals_without_a_port_of_their_own_share_a_key_and_take_one_sighting_each() -> None:
+    """Two echoes refused on their host, the second while the first was under way: neither is told as unseen."""
+    refused: dict[str, Any] = {"proto": "icmp", "dport": 0, "outcome": "DENIED_LOCALLY", "arrived": False}
+    first, second = truth(0, start=100.0, end=100.009, **refused), truth(0, start=100.002, end=100.009, **refused)
+    told = [sighting(0, proto="icmp", dport=0, time=time, verdict="deny") for time in (100.003, 100.008)]
+    got, unexplained = match([first, second], told)
+    assert [len(one.sightings) for one in got] == [1, 1] and unexplained == 0
+    assert [len(one.sightings) for one in match([first, second], told[:1])[0]] == [0, 1], "one was not told of"
+
+
 def test_what_cannot_be_measured_is_none() -> None:
     got = visibility([truth(outcome="TIMED_OUT", arrived=False)], [], TOPOLOGY)
     assert got.fields["bytes"] == Recall(None, 0)

@@ -45,15 +45,23 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A sighting, and from when on (CLOCK_MONOTONIC) anyone could read of it. `until`: the flow's last known packet."""
+    """A sighting, and from when on (CLOCK_MONOTONIC) anyone could read of it. `until`: the flow's last known packet.
+
+    `began`: whether it is told that the sighting's source began the flow, or, of ICMP, that it alone sent; else that is
+    inferred.
+    """
 
     sighting: Sighting
     at: float
     until: float
+    began: bool = True
 
 
 def told(records: Iterable[Record], gap_s: float) -> list[Told]:
-    """One Told a flow: records of the same ends at the same point, unless more than `gap_s` lie between two."""
+    """One Told a flow: records of the same ends at the same point, unless more than `gap_s` lie between two.
+
+    Of ICMP, where both ends are known to have asked, each one's own apart.
+    """
     by_flow: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in records:
         ends = sorted(((ip_address(record.source), record.sport), (ip_address(record.target), record.dport)),
@@ -62,7 +70,7 @@ def told(records: Iterable[Record], gap_s: float) -> list[Told]:
             ends = [(address, record.sport) for address, _ in ends]
         by_flow[(record.point, record.proto, *ends)].append(record)
     found = []
-    for same in by_flow.values():
+    for same in (part for flow in by_flow.values() for part in _by_asker(flow)):
         same.sort(key=lambda r: r.start)
         group, until = [same[0]], same[0].end
         for record in same[1:]:
@@ -75,6 +83,20 @@ def told(records: Iterable[Record], gap_s: float) -> list[Told]:
     return found
 
 
+def _by_asker(records: list[Record]) -> Iterable[list[Record]]:
+    askers = {_asker(r) for r in records if r.asked is not None} if records[0].proto == "icmp" else set()
+    if len(askers) < 2:
+        return [records]
+    parts: dict[str | None, list[Record]] = defaultdict(list)
+    for record in records:
+        parts[None if record.asked is None else _asker(record)].append(record)
+    return parts.values()
+
+
+def _asker(record: Record) -> str:
+    return str(ip_address(record.source if record.asked else record.target))
+
+
 def _one(group: Sequence[Record]) -> Told:
     first = _from_who_asked(group)
     verdicts = {r.verdict for r in group if r.verdict}
@@ -84,7 +106,13 @@ def _one(group: Sequence[Record]) -> Told:
         point=first.point, time=min(r.start for r in group), proto=first.proto, source=first.source, sport=first.sport,
         target=first.target, dport=first.dport, bytes=_sum(r.bytes for r in group),
         packets=_sum(r.packets for r in group), verdict=verdict, rule=rule),
-        min(r.at for r in group), max(r.end for r in group))
+        min(r.at for r in group), max(r.end for r in group), _knows(group))
+
+
+def _knows(group: Sequence[Record]) -> bool:
+    if any(r.asked is not None for r in group):
+        return True
+    return group[0].proto == "icmp" and len({ip_address(r.source) for r in group}) == 1
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

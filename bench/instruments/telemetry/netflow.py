@@ -208,22 +208,30 @@ def _flow(raw: Mapping[Element, bytes], message: Message, point: str, at: float,
     octets, packets = _number(raw, OCTETS), _number(raw, PACKETS)
     back = _number(raw, OCTETS, REVERSE_PEN), _number(raw, PACKETS, REVERSE_PEN)
     proto = PROTOS.get(_number(raw, PROTOCOL) or (1 if (0, ICMP4) in raw else 58 if (0, ICMP6) in raw else 0))
-    asked = _asked(raw, packets) if proto == "icmp" else None
-    if proto is None or (proto == "icmp" and asked is None):
+    answers_alone = bool(back[1]) and not packets
+    echo, asked = _echo(raw, answers_alone) if proto == "icmp" else (False, None)
+    if proto is None or (proto == "icmp" and not echo):
         return None
     ports = (0, 0) if proto == "icmp" else (_number(raw, SPORT), _number(raw, DPORT))
-    return Record(point, proto, source, ports[0], target, ports[1], start - offset_s, end - offset_s, at,
+    ends = ((source, ports[0]), (target, ports[1]))
+    if asked is None and answers_alone:  # who sent nothing is the target, though the record names it first
+        ends = ends[::-1]
+    return Record(point, proto, *ends[0], *ends[1], start - offset_s, end - offset_s, at,
                   (octets + back[0]) * sampled, (packets + back[1]) * sampled, asked=asked)
 
 
-def _asked(raw: Mapping[Element, bytes], packets: int) -> bool | None:
-    """Of an echo, whether the record's source asked. By type (high byte): 8 and 128 ask, 0 and 129 answer."""
+def _echo(raw: Mapping[Element, bytes], answers_alone: bool) -> tuple[bool, bool | None]:
+    """Whether a record of ICMP may be of an echo, and whether its source asked; None: not told.
+
+    By type (high byte): 8 and 128 ask, 0 and 129 answer. `answers_alone`: only the end that is named second sent; of
+    that softflowd says 0, whatever it was.
+    """
     element, asks, answers = (ICMP4, 8, 0) if (0, ICMP4) in raw else (ICMP6, 128, 129)
-    pen = 0 if packets or (REVERSE_PEN, element) not in raw else REVERSE_PEN
+    pen = REVERSE_PEN if answers_alone and (REVERSE_PEN, element) in raw else 0
     kind = _number(raw, element, pen) >> 8
-    if kind not in (asks, answers):
-        return None
-    return (kind == asks) == (pen == 0)
+    if answers_alone and kind == 0:
+        return True, None
+    return kind in (asks, answers), (kind == asks) == (pen == 0)
 
 
 def _times(raw: Mapping[Element, bytes], message: Message) -> tuple[float, float]:

@@ -6,12 +6,17 @@ import os
 import select
 import socket
 import struct
-import sys
 from contextlib import suppress
+
+from enforcers.agent import background
 
 from . import settings
 from .files import AgentError, Directory, nft, remove, write
 from .watch import Watch, line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PEERCRED = struct.Struct("=iII")  # pid, uid, gid
 _COMMAND_TIMEOUT_S = 30.0
@@ -93,53 +98,15 @@ class Service:
 
 def daemonise(directory: Directory, mode: str, takes_over: bool) -> None:
     """Start the daemon in a session of its own; returns when it answers, raises AgentError with what it said."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        _be_daemon(directory, mode, takes_over, write_end)
-    os.close(write_end)
-    os.waitpid(child, 0)
-    with os.fdopen(read_end) as said:
-        answer = said.read().strip()
-    if answer != "ok":
-        raise AgentError(answer or f"the daemon ended before it answered; see {directory.log}")
-
-
-def _be_daemon(directory: Directory, mode: str, takes_over: bool, report: int) -> None:
-    """In the grandchild: never returns."""
-    status = 1
-    try:
+    def serve(ready: Callable[[], None]) -> None:
         lock = directory.take_lock()
         if lock is None:
             raise AgentError(f"{directory.path}: another daemon is running there; stop it first")
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
-        _leave_terminal(directory)
+        background.hold(lock)
         service = Service(directory, mode, takes_over)
-        os.write(report, b"ok\n")
-        os.close(report)
+        ready()
         service.run()
-        status = 0
-    except (AgentError, OSError) as err:
-        with suppress(OSError):  # nobody listens any more: the log has it
-            os.write(report, f"{err}\n".encode())
-        print(err, file=sys.stderr, flush=True)
-    except BaseException:  # the last frame of this process: the log is the only place to say it
-        sys.excepthook(*sys.exc_info())
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
 
-
-def _leave_terminal(directory: Directory) -> None:
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    log = os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    for source, target in ((null, 0), (null, 1), (log, 2)):
-        os.dup2(source, target)
-    os.close(null)
-    os.close(log)
+    answer = background.start(serve, directory.log, AgentError)
+    if answer != background.OK:
+        raise AgentError(answer or f"the daemon ended before it answered; see {directory.log}")

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import marshal
-import zipfile
 from functools import cache
 from importlib.resources import files
 from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
+from enforcers.zipapp import PYTHON, archive, beside, package
 from lab.bpf.build import compiled, native
 from lab.model import PointPlan
 
 AGENT_DIR = "/run/host/agent-ebpf"
-PYTHON = ("/usr/bin/python3", "-I", "-S")  # no site packages, no environment: the standard library alone
-_MAIN = "import sys\nfrom daemon.cli import run\nrun(sys.argv[1:])\n"
+NODE_DIR = "/run/host/agent-ebpf-node"
+_MAIN = b"import sys\nfrom daemon.cli import run\nrun(sys.argv[1:])\n"
 # Not `python3 agent.pyz`, which imports a fifth of the standard library first, to find out what that is.
 _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from daemon.cli import run; run(sys.argv[2:])"
 _UNCHECKED = 1  # PEP 552: by the source's hash, and nobody looks whether it is still that one
-_BINDING = ("__init__.py", "clsact.py", "libbpf.py", "ring.py", "syscall.py")  # of the lab's, standard library alone
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can say
+_BINDING = ("lab.bpf.clsact", "lab.bpf.libbpf", "lab.bpf.ring", "lab.bpf.syscall")  # standard library alone
 
 
 @cache
 def zipapp() -> bytes:
-    """agent.pyz: the daemon's package, the binding to the kernel and a `__main__`; uncompressed, since zlib varies.
+    """agent.pyz: the daemon's package, the binding to the kernel and a `__main__`.
 
     With bytecode, since compiling is most of what a command would take; a Python of another version takes the source.
     """
-    sources = {f"daemon/{item.name}": item.read_bytes() for item in files("enforcers.agent.ebpf.daemon").iterdir()
-               if item.name.endswith(".py")}
-    sources |= {f"lab/bpf/{name}": (files("lab.bpf") / name).read_bytes() for name in _BINDING}
-    sources["lab/__init__.py"] = b""
-    sources["__main__.py"] = _MAIN.encode()
-    sources |= {f"{name}c": _bytecode(name, source) for name, source in sources.items()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(sources):
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system, entry.external_attr = 3, 0o600 << 16
-            archive.writestr(entry, sources[name])
-    return b"#!/usr/bin/python3 -IS\n" + buffer.getvalue()
+    sources = package("enforcers.agent.ebpf.daemon", "daemon")
+    sources |= beside("enforcers.agent.background", *_BINDING)
+    sources["__main__.py"] = _MAIN
+    return archive(sources | {f"{name}c": _bytecode(name, source) for name, source in sources.items()})
 
 
 def _bytecode(name: str, source: bytes) -> bytes:
@@ -65,9 +54,28 @@ def quick(host: str, verb: str) -> tuple[str, ...]:
     return (f"{AGENT_DIR}/ask", verb, host, AGENT_DIR, *command(host, verb))
 
 
-def command(host: str, verb: str, *more: str) -> tuple[str, ...]:
+def command(host: str, verb: str, *more: str, directory: str = AGENT_DIR) -> tuple[str, ...]:
     """A command of the agent on `host`, which answers in JSON where it has something to say."""
-    return (*PYTHON, "-c", _RUN, f"{AGENT_DIR}/agent.pyz", verb, "--host", host, "--dir", AGENT_DIR, *more)
+    return (*PYTHON, "-c", _RUN, f"{directory}/agent.pyz", verb, "--host", host, "--dir", directory, *more)
+
+
+def on_node(host: str) -> str:
+    """Where the agent of a container host has what it needs for one of its containers."""
+    return f"{NODE_DIR}/{host}"
+
+
+def node_plan(host: str, policy: bytes, tables: bytes, program: bytes) -> PointPlan:
+    """What to place and run on the machine that carries `host` as a container. Nothing is placed in the container."""
+    place = on_node(host)
+
+    def order(verb: str) -> tuple[str, ...]:
+        return command(host, verb, directory=place)
+
+    return PointPlan(
+        files={f"{place}/agent.pyz": zipapp(), f"{place}/agent.bpf.o": program, f"{place}/policy.json": policy,
+               f"{place}/tables.bin": tables},
+        up=(order("start"),), ready=order("ready"), update=(order("update"),), collect=order("collect"),
+        down=(order("stop"),))
 
 
 def plan(host: str, policy: bytes, tables: bytes, program: bytes, client: bytes) -> PointPlan:

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from enforcers.zipapp import PYTHON, archive, package
 from lab.bpf.build import compiled
 from lab.model import PointPlan
 
 DIRECTORY = "/run/switch"
-_PYTHON = ("/usr/bin/python3", "-I", "-S")  # no site packages, no environment: the standard library alone
-_MAIN = "import sys\nfrom switchd.cli import main\nsys.exit(main(sys.argv[1:]))\n"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can say
+_MAIN = b"import sys\nfrom switchd.cli import main\nsys.exit(main(sys.argv[1:]))\n"
 _BORROWED = ("__init__.py", "bpf/__init__.py", "bpf/libbpf.py", "bpf/ring.py", "bpf/syscall.py")
 
 
 @cache
 def daemon_zipapp() -> bytes:
-    """switch.pyz: the daemon's package, what it needs of lab.bpf, and a `__main__`, stored uncompressed."""
-    sources = {f"switchd/{item.name}": item.read_bytes() for item in files(f"{__package__}.daemon").iterdir()
-               if item.name.endswith(".py")}
-    sources |= {f"lab/{name}": (files("lab") / name).read_bytes() for name in _BORROWED}
-    sources["__main__.py"] = _MAIN.encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(sources):
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system, entry.external_attr = 3, 0o600 << 16
-            archive.writestr(entry, sources[name])
-    return b"#!/usr/bin/python3 -IS\n" + buffer.getvalue()
+    """switch.pyz: the daemon's package, what it needs of lab.bpf, and a `__main__`."""
+    borrowed = {f"lab/{name}": (files("lab") / name).read_bytes() for name in _BORROWED}
+    return archive(package(f"{__package__}.daemon", "switchd") | borrowed | {"__main__.py": _MAIN})
 
 
 @cache
@@ -45,7 +33,7 @@ def port_plan(host: str, document: str) -> PointPlan:
     place = f"{DIRECTORY}/{host}"
 
     def command(order: str) -> tuple[str, ...]:
-        return (*_PYTHON, f"{place}/switch.pyz", order, "--file", f"{place}/port.json")
+        return (*PYTHON, f"{place}/switch.pyz", order, "--file", f"{place}/port.json")
 
     return PointPlan(
         files={f"{place}/switch.pyz": daemon_zipapp(), f"{place}/switch.o": program(),

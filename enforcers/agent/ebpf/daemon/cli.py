@@ -11,6 +11,7 @@ import sys
 import time
 
 from . import sockets
+from .apart import among_processes, in_network
 from .place import ADOPTING, GOT, AgentError, Place, read, remove
 
 TYPE_CHECKING = False
@@ -89,12 +90,11 @@ def start(place: Place) -> None:
     while True:
         _have_agent(place)
         try:
-            if tags := b"".join(ask(place, "prepare").parts()):
-                from .scripts import set_tags
-
-                set_tags(place.bpf, tags)
-            _adopt(place)
-            ask(place, "join", *_guard(place)).close()
+            tags = b"".join(ask(place, "prepare").parts())
+            among_processes(place, lambda: _adopt(place, tags))  # noqa: B023  # it is done when this returns
+            with in_network(place):
+                guarded = _guard(place)
+            ask(place, "join", *guarded).close()
             return
         except NoAgentError:  # its last host left just now, and it with it
             if time.monotonic() > deadline:
@@ -116,8 +116,12 @@ def _have_agent(place: Place) -> None:
             os.close(held)
 
 
-def _adopt(place: Place) -> None:
+def _adopt(place: Place, tags: bytes) -> None:
     """Tag what runs and is open on this host already. The kernel walks the tasks that the caller can see: ours."""
+    if tags:
+        from .scripts import set_tags
+
+        set_tags(place.bpf, tags)
     for name in ADOPTING:
         read(f"{place.bpf}/iter_{name}")
 
@@ -160,7 +164,8 @@ def stop(place: Place) -> None:
     """Leave the agent, which ends with its last host. What a dead agent left goes as well; repeating is no mistake."""
     if not os.path.isdir(place.shared):
         return
-    _unguard(place)
+    with in_network(place):
+        _unguard(place)
     held = place.take("starting")
     try:
         if _answers(place):
@@ -220,9 +225,11 @@ def ask(place: Place, verb: str, *words: str, timeout_s: float = _ANSWER_TIMEOUT
         raise NoAgentError(f"{place.socket}: no agent answers ({err.strerror}); start it first") from err
     if not sockets.is_ours(client):
         raise AgentError(f"{place.socket}: another user's program answers there; end it")
-    line = "\t".join([verb, place.host, place.directory, str(sockets.netns_cookie()), *words])
+    with in_network(place):
+        cookie = sockets.netns_cookie()
+    line = "\t".join([verb, place.host, place.directory, str(cookie), *words])
     try:
-        for path, flags in (("/", os.O_PATH), ("/proc", os.O_RDONLY), ("/proc/self/ns/net", os.O_RDONLY)):
+        for path, flags in zip(place.ways, (os.O_PATH, os.O_RDONLY, os.O_RDONLY), strict=True):
             handles.append(os.open(path, flags | os.O_CLOEXEC))
         sockets.send_with(client, line.encode() + b"\n", handles)
     finally:

@@ -97,9 +97,11 @@ def wanted(host: Host) -> set[str]:
     return {path for _, path, _ in host.policy["executables"]} | set(host.policy["expected"])
 
 
-def placed(host: Host, name: str) -> bytes:
-    """A file that was placed on the host for us."""
+def placed(host: Host, name: str, here: bool) -> bytes:
+    """A file that was placed for us on the host, or `here`, where the agent is."""
     try:
+        if here:
+            return read(f"{host.directory}/{name}")
         with os.fdopen(open_on(host.root, f"{host.directory}/{name}"), "rb") as file:
             return file.read()
     except OSError as err:

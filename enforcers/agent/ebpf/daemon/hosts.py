@@ -148,7 +148,7 @@ class Hosts:
 
     def _apply(self, host: Host) -> None:
         policy, text = self._read(host)
-        tables = Tables(policy["tables"], placed(host, "tables.bin"))
+        tables = Tables(policy["tables"], self._placed(host, "tables.bin"))
         begun = time.monotonic()
         slot = host.slot ^ 1 if host.epoch else host.slot
         self._kernel.fill(slot, tables)
@@ -182,9 +182,12 @@ class Hosts:
             self.executables.expect((path, sha256) for _, path, sha256 in host.policy["executables"])
         self._hosts[host.name] = self._by_cookie[host.cookie] = host
 
+    def _placed(self, host: Host, name: str) -> bytes:
+        return placed(host, name, here=bool(self._place.container))
+
     def _read(self, host: Host) -> tuple[dict[str, Any], bytes]:
         """The policy that was placed on a host, and its text."""
-        text = placed(host, "policy.json")
+        text = self._placed(host, "policy.json")
         try:
             policy: dict[str, Any] = loads(text)
         except ValueError as err:

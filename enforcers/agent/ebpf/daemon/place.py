@@ -3,7 +3,9 @@
 In a lab every host's commands run in cgroups `RUN/HOST.d` beside the host's own `RUN/HOST`, and share /run/labctl.
 There the programs are attached once, to `RUN`; whichever host comes first starts the agent that serves them all.
 In a container of a lab they are attached to the host's own cgroup, which is at CONTAINED there, and an agent serves
-that host alone. Anywhere else the programs are attached to the root of cgroup v2, and the agent serves this host alone.
+that host alone. An agent on the machine that carries containers serves them all; the variable CONTAINER tells each of
+its commands of one, and the programs are attached once, to the run. Anywhere else they are attached to the root of
+cgroup v2, and the agent serves this host alone.
 
 Every command of the agent is a process of its own, on every host of a lab: what is imported here is paid for hundreds
 of times. So no pathlib, subprocess, typing or dataclasses.
@@ -18,6 +20,7 @@ from .lean import suppress
 
 LAB = "/run/labctl"  # lab.isolation.RUN_DIR
 CONTAINED, PINS = "/run/lab/cgroup", "/run/lab/bpf"  # lab.backends.docker_specs: the run's cgroup, a bpffs
+CONTAINER = "LABCTL_CONTAINER"  # a variable: the first process of the container that a command is about
 ADOPTING = ("adopt_tasks", "adopt_listeners", "adopt_sockets")  # iterators, in the order that they need
 GOT = b"got\n"  # what was collected has arrived, and need not be kept
 
@@ -31,11 +34,17 @@ class Place:
 
     def __init__(self, host: str, directory: str) -> None:
         self.host, self.directory = host, os.path.abspath(directory)
-        run = _lab_cgroup(host)
+        self.container = int(os.environ.get(CONTAINER, "0"))  # 0: the host is where we are
+        run = None if self.container else _lab_cgroup(host)
         self.in_lab = run is not None
-        contained = f"{CONTAINED}/{host}" if os.path.isdir(f"{CONTAINED}/{host}") and os.path.isdir(PINS) else None
+        contained = CONTAINED if self.container else _contained(host)
         self.cgroup = run or contained or _cgroup_root()
         self.shared = f"{LAB}/agent-ebpf" if self.in_lab else f"{self.directory}/own"
+        if self.container:
+            self.shared = f"{os.path.dirname(self.directory)}.own"
+        # The host's root directory, its processes, its network.
+        self.ways = (f"/proc/{self.container}/root", f"/proc/{self.container}/root/proc",
+                     f"/proc/{self.container}/ns/net") if self.container else ("/", "/proc", "/proc/self/ns/net")
         self.bpf = f"{LAB}/bpf/agent-ebpf" if self.in_lab else f"{PINS}/agent-ebpf" if contained else (
             "/sys/fs/bpf/labctl-agent")
         self.socket, self.lock = f"{self.shared}/sock", f"{self.shared}/lock"
@@ -70,6 +79,12 @@ def _lab_cgroup(host: str) -> str | None:
     if name == f"{host}.d" and os.path.isdir(f"{_cgroup_root()}{parent}/{host}") and os.path.isdir(LAB):
         return f"{_cgroup_root()}{parent}"
     return None
+
+
+def _contained(host: str) -> str | None:
+    """The cgroup of a host that is a container of a lab, if we are in it."""
+    path = f"{CONTAINED}/{host}"
+    return path if os.path.isdir(path) and os.path.isdir(PINS) else None
 
 
 def _own_cgroup() -> str:

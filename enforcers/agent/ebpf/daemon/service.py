@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import sys
 import time
+
+from enforcers.agent import background
 
 from . import sockets
 from .answers import Answers
@@ -17,12 +17,13 @@ from .place import GOT, AgentError, Place, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from .sockets import Socket
 
 _COMMAND_TIMEOUT_S = 30.0
 _BEAT_S, _LOOK_S = 1.0, 0.25  # how often the kernel is told that we live, and its rings are looked at unasked
+_LEAVING_S = 5.0
 _HANDLES = 3
 
 
@@ -124,55 +125,17 @@ class Service:
 
 def daemonise(place: Place) -> None:
     """Start the agent in a session of its own; returns when it answers, raises AgentError with what it said."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        _be_agent(place, write_end)
-    os.close(write_end)
-    os.waitpid(child, 0)
-    with os.fdopen(read_end) as said:
-        answer = said.read().strip()
-    if answer != "ok":
-        raise AgentError(answer or f"the agent ended before it answered; see {place.log}")
-
-
-def _be_agent(place: Place, report: int) -> None:
-    """In the grandchild: never returns."""
-    status = 1
-    try:
-        _leave_caller(place, report)
-        lock = place.take("lock", block=False)
+    def serve(ready: Callable[[], None]) -> None:
+        deadline = time.monotonic() + _LEAVING_S
+        while (lock := place.take("lock", block=False)) is None and time.monotonic() < deadline:
+            time.sleep(0.02)  # one whose last host has left answers no more, and goes
         if lock is None:
             raise AgentError(f"{place.shared}: another agent is running there; stop it first")
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        background.hold(lock)
         service = Service(place)
-        os.write(report, b"ok\n")
-        os.close(report)
+        ready()
         service.run()
-        status = 0
-    except (AgentError, OSError) as err:
-        with suppress(OSError):  # nobody listens any more: the log has it
-            os.write(report, f"{err}\n".encode())
-        print(err, file=sys.stderr, flush=True)
-    except BaseException:  # the last frame of this process: the log is the only place to say it
-        sys.excepthook(*sys.exc_info())
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
 
-
-def _leave_caller(place: Place, report: int) -> None:
-    """No terminal, and no descriptor of the caller's: its locks would stay held with them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, target in ((null, 0), (null, 1), (log, 2)):
-        os.dup2(source, target)
-    os.closerange(3, report)
-    os.closerange(report + 1, 4096)
+    answer = background.start(serve, place.log, AgentError)
+    if answer != background.OK:
+        raise AgentError(answer or f"the agent ended before it answered; see {place.log}")

@@ -1,4 +1,8 @@
-"""The switch as the daemon holds it: the program, its ports, its policies, what was seen at each port."""
+"""The switch as the daemon holds it: the program, its ports, its policies, what was seen at each port.
+
+All that has to outlive it is in the kernel, pinned, or in files: who kills it and starts another cuts nothing and opens
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ import socket
 import struct
 import subprocess
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from lab.bpf.ring import split as split_ring
 from lab.bpf.syscall import Map
 
 from . import layout
+from .spool import Spool
 from .tables import Policies
 
 DIRECTORY = Path("/run/switch")
@@ -33,6 +37,7 @@ SPOOL_BYTES = 32 << 20
 _INDEX = struct.Struct("=I")
 _LOOKUP = 1
 _MNT_DETACH = 2
+_SOURCE = "switch"  # what our mount says it is of
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,10 +54,9 @@ class Switch:
         self.maps = {name: Map.at(PINS / name) for name in MAPS}
         self.programs = {name: syscall.pinned(PINS / name) for name in PROGRAMS}
         self.ring = Ring(self.maps["records"].fd)
-        self.policies = Policies(self.maps)
+        self.policies = Policies(self.maps, DIRECTORY)
         self.ports: dict[str, int] = {}
-        self._spool: deque[bytes] = deque()
-        self._spooled = self.lost = 0
+        self._spool = Spool(DIRECTORY, SPOOL_BYTES)
         self._by_port: dict[int, list[layout.Seen]] = {}
         self._runs = self._run_ns = 0
         if again:
@@ -83,6 +87,8 @@ class Switch:
     def close(self) -> None:
         """Take everything away: the last port is gone."""
         self.ring.close()
+        self._spool.clear()
+        self.policies.forget()
         for one in self.maps.values():
             one.close()
         for fd in self.programs.values():
@@ -93,15 +99,7 @@ class Switch:
 
     def drain(self) -> None:
         """Move what has ended from the kernel's ring to ours; the oldest goes where there is no room."""
-        got = self.ring.drain()
-        if not got:
-            return
-        self._spool.append(got)
-        self._spooled += len(got)
-        while self._spooled > SPOOL_BYTES and len(self._spool) > 1:
-            gone = self._spool.popleft()
-            self._spooled -= len(gone)
-            self.lost += len(gone) // (layout.RECORD_BYTES + 8)
+        self.ring.drain(self._spool.append)
 
     def sweep(self) -> None:
         """Forget flows that have been silent for too long; those that nobody was told of are told now."""
@@ -116,12 +114,10 @@ class Switch:
     def sort(self) -> None:
         """By port: what has ended since the last time."""
         self.drain()
-        for content in self._spool:
+        for content in self._spool.take():
             for record in split_ring(content):
                 one = layout.seen(*layout.split(record))
                 self._by_port.setdefault(one.port, []).append(one)
-        self._spool.clear()
-        self._spooled = 0
 
     def told(self, interface: str) -> Iterator[str]:
         """Lines of telemetry: what ended at a port since the last call, and what goes on there."""
@@ -139,7 +135,8 @@ class Switch:
         """What the switch as a whole counted. `kernel_s`: time in the program, inside of the senders' own CPU time."""
         counted = {name: self._count(index) for index, name in enumerate(layout.COUNTERS)}
         each = self._run_ns / self._runs if self._runs else None
-        return json.dumps({"t": "header", "counters": counted, "lost": self.lost, "sampled_runs": self._runs,
+        lost = self._spool.lost // (layout.RECORD_BYTES + 8)
+        return json.dumps({"t": "header", "counters": counted, "lost": lost, "sampled_runs": self._runs,
                            "ns_per_run": each, "kernel_s": counted["seen"] * each / 1e9 if each else None})
 
     @contextlib.contextmanager
@@ -193,9 +190,15 @@ def _load(program: bytes) -> None:
 
 
 def _link(interface: str, index: int, programs: dict[str, int]) -> None:
-    """As a link of the interface (Linux 6.6), which costs a packet less, else as a filter of clsact."""
+    """As a link of the interface (Linux 6.6), which costs a packet less, else as a filter of clsact.
+
+    What an earlier daemon left there stays: a port that is let go for a moment passes what nobody judges, and cuts what
+    is being opened then.
+    """
     for suffix, name, where in (("in", "from_host", syscall.TCX_INGRESS), ("out", "to_host", syscall.TCX_EGRESS)):
         pin = PINS / f"{suffix}_{interface}"
+        if _stands(pin, index, programs[name]):
+            continue
         pin.unlink(missing_ok=True)
         try:
             fd = syscall.link(programs[name], index, where)
@@ -204,6 +207,19 @@ def _link(interface: str, index: int, programs: dict[str, int]) -> None:
         syscall.pin(fd, pin)
         os.close(fd)
     return None
+
+
+def _stands(pin: Path, index: int, program: int) -> bool:
+    """Whether a link is pinned there that runs this program at this interface; one whose interface went has index 0."""
+    try:
+        held = syscall.pinned(pin)
+    except OSError:
+        return False
+    try:
+        runs, there = struct.unpack_from("=8xI4xI", syscall.info(held))
+    finally:
+        os.close(held)
+    return bool((runs, there) == (struct.unpack_from("=4xI", syscall.info(program))[0], index))
 
 
 def _filter(interface: str) -> None:
@@ -234,7 +250,16 @@ def _guarded() -> list[str]:
 
 
 def _clear() -> None:
-    _libc.umount2(os.fsencode(PINS), _MNT_DETACH)  # every pin goes with it
+    """In a container the file system is the engine's, which mounted it, and stays."""
+    for name in (*MAPS, *PROGRAMS):  # no port's are left; two files there are the kernel's own
+        (PINS / name).unlink(missing_ok=True)
+    if _mounted_by_us():
+        _libc.umount2(os.fsencode(PINS), _MNT_DETACH)
+
+
+def _mounted_by_us() -> bool:
+    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return any(words[4] == str(PINS) and words[words.index("-") + 2] == _SOURCE for words in lines)
 
 
 def _tc(*words: str) -> None:
@@ -244,7 +269,7 @@ def _tc(*words: str) -> None:
 
 
 def _mount_bpf(where: Path) -> None:
-    if _libc.mount(b"bpf", os.fsencode(where), b"bpf", ctypes.c_ulong(0x2 | 0x4 | 0x8), b"mode=700"):
+    if _libc.mount(_SOURCE.encode(), os.fsencode(where), b"bpf", ctypes.c_ulong(0x2 | 0x4 | 0x8), b"mode=700"):
         err = ctypes.get_errno()
         raise OSError(err, f"a bpf file system cannot be mounted: {os.strerror(err)}", str(where))
 

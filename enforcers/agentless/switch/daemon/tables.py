@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from array import array
 from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab.bpf.syscall import ARRAY, HASH, LPM_TRIE, NO_PREALLOC, Map, create_map
@@ -23,15 +26,21 @@ class Policies:
     there already when a policy comes.
     """
 
-    def __init__(self, maps: Maps) -> None:
+    def __init__(self, maps: Maps, directory: Path) -> None:
         self._maps = maps
+        self._directory = directory  # where it is noted, for the next daemon, what is in force
         self.rules: dict[int, list[str]] = {}  # by generation: names, for telemetry
+        self._digests: dict[int, str] = {}  # by tenant: of the policy that is in force
         self._kept: dict[int, list[int]] = {}  # by tenant: slots that are taken, the newest last
         self._spare: Spare | None = None
         self._last = 0
 
     def put(self, policy: dict[str, Any]) -> float:
-        """Put `policy` in force for its tenant; returns the seconds that took, without reading it."""
+        """Put `policy` in force for its tenant; returns the seconds that took, without reading it. One that is in force
+        already stays as it is: no flow is judged again."""
+        digest = _digest(policy)
+        if self._digests.get(int(policy["tenant"])) == digest:
+            return 0.0
         tables = packed(policy)
         begin = time.monotonic()
         tenant, spare = int(policy["tenant"]), self._fitting(tables)
@@ -45,6 +54,8 @@ class Policies:
         self.rules[generation] = policy["rules"]
         self._maps["tenants"].put(_INDEX.pack(tenant), layout.tenant_value(generation, policy))
         took = time.monotonic() - begin
+        self._digests[tenant] = digest
+        self._note(tenant, generation, policy["rules"])
         spare.close()
         self._spare = None
         slots = self._kept.setdefault(tenant, [])
@@ -66,11 +77,34 @@ class Policies:
             if value and (generation := layout.generation_of(value)):
                 self._kept[index] = [generation % layout.SLOTS]
                 self._last = max(self._last, generation // layout.SLOTS)
+                self._remember(index, generation)
+
+    def forget(self) -> None:
+        """Take the notes away: nothing is in force any more."""
+        for tenant in self._kept:
+            self._path(tenant).unlink(missing_ok=True)
 
     def holds(self, tenant: int) -> bool:
         return tenant in self._kept
 
     # --- parts ---
+
+    def _note(self, tenant: int, generation: int, rules: list[str]) -> None:
+        """Whole or not at all. Who dies before it leaves a note of another generation, which is not believed."""
+        fresh = self._path(tenant).with_suffix(".new")
+        fresh.write_text(json.dumps({"generation": generation, "digest": self._digests[tenant], "rules": rules}))
+        fresh.rename(self._path(tenant))
+
+    def _remember(self, tenant: int, generation: int) -> None:
+        try:
+            noted = json.loads(self._path(tenant).read_text())
+            if noted["generation"] == generation:
+                self.rules[generation], self._digests[tenant] = noted["rules"], noted["digest"]
+        except (OSError, ValueError, KeyError):  # none was written: the policy is put again when it comes
+            return
+
+    def _path(self, tenant: int) -> Path:
+        return self._directory / f"in-force.{tenant}"
 
     def _fitting(self, tables: Tables) -> Spare:
         needed = max(len(keys) // _INNER[name].key for name, (keys, _values) in tables.items())
@@ -134,6 +168,10 @@ _INNER = {
     "verdicts": Inner(HASH, 12, 8),
 }
 _SPARE_ENTRIES = 16384
+
+
+def _digest(policy: dict[str, Any]) -> str:
+    return sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()
 
 
 def packed(policy: dict[str, Any]) -> Tables:

@@ -28,6 +28,10 @@ DOCUMENTATION = """
         description: the control group that what is started belongs to
         vars: [{name: lab_cgroup}]
         default: ''
+      lab_environment:
+        description: variables that commands are told, NAME=VALUE, a line each
+        vars: [{name: lab_environment}]
+        default: ''
 """
 
 
@@ -44,9 +48,11 @@ class Connection(ConnectionBase):  # type: ignore[misc]
         if port := self.get_option("lab_port"):
             there = Switch(Path(cgroup) if cgroup else None).run(["/bin/sh", "-c", cmd], port, input=in_data or b"")
             return there.status, there.stdout, there.stderr
+        environment = self.get_option("lab_environment")
         try:
             done = init_client.run(Path(self.get_option("lab_socket")), ["/bin/sh", "-c", cmd], input=in_data or b"",
-                                   cgroup=Path(cgroup) if cgroup else None)
+                                   cgroup=Path(cgroup) if cgroup else None,
+                                   env=dict(line.split("=", 1) for line in environment.splitlines()))
         except OSError as err:
             raise AnsibleConnectionFailure(f"{self.get_option('lab_socket')}: {err}") from err
         return done.status, done.stdout, done.stderr

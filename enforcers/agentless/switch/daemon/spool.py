@@ -1,0 +1,67 @@
+"""Records that wait to be asked for, in files: who kills the daemon loses none of them.
+
+Each drain of the ring is one chunk, its length before it. A daemon that dies amid a write has left the ring as it was,
+so the next one writes the same records again, to a file of its own; the torn chunk is not looked at.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_LENGTH = struct.Struct("=I")
+_PARTS = 8  # files that make up the whole: the oldest goes where there is no room
+
+
+class Spool:
+    """At most `most` bytes in `directory`, beside what else is there. `lost` counts bytes that had to go."""
+
+    def __init__(self, directory: Path, most: int) -> None:
+        self._directory, self._part_bytes = directory, most // _PARTS
+        self._parts = {int(path.suffix[1:]): path.stat().st_size for path in directory.glob("spool.*")}
+        self._next = max(self._parts, default=0) + 1
+        self._current = 0  # the number of the file that is written to; a dead daemon's is not gone on with
+        self.lost = 0
+
+    def append(self, content: bytes) -> None:
+        """Keep the content of a ring."""
+        if not self._current or self._parts[self._current] >= self._part_bytes:
+            self._begin()
+        with self._path(self._current).open("ab") as file:
+            file.write(_LENGTH.pack(len(content)) + content)
+        self._parts[self._current] += len(content)
+
+    def take(self) -> Iterator[bytes]:
+        """All that waits, the oldest first, in the portions that it came in. It is handed out once."""
+        for number in sorted(self._parts):
+            yield from _chunks(self._path(number).read_bytes())
+        self.clear()
+
+    def clear(self) -> None:
+        for number in self._parts:
+            self._path(number).unlink(missing_ok=True)
+        self._parts.clear()
+        self._current = 0
+
+    def _begin(self) -> None:
+        self._current, self._next = self._next, self._next + 1
+        self._parts[self._current] = 0
+        while len(self._parts) > _PARTS:
+            oldest = min(self._parts)
+            self.lost += self._parts.pop(oldest)
+            self._path(oldest).unlink()
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"spool.{number}"
+
+
+def _chunks(content: bytes) -> Iterator[bytes]:
+    at = 0
+    while at + _LENGTH.size <= len(content):
+        (length,) = _LENGTH.unpack_from(content, at)
+        at += _LENGTH.size
+        if at + length > len(content):
+            return
+        yield content[at:at + length]
+        at += length
