@@ -6,6 +6,7 @@ The switch has a file system of its own for this (`DIRECTORY`), mounted when all
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,11 +41,18 @@ class Switch:
 
 
 def put(root: Path, files: Mapping[str, bytes]) -> None:
-    """Place files (absolute paths under `root`, mode 0755) as root."""
+    """Place files (absolute paths under `root`, mode 0755) as root; each appears whole, as `labhost place` does it."""
     for path, content in files.items():
         target = root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a running executable cannot be written over, but it can be replaced
-        target.write_bytes(content)
-        target.chmod(0o755)
+        with tempfile.NamedTemporaryFile(prefix=f"{target.name}.", dir=target.parent, delete=False) as file:
+            beside = Path(file.name)
+            try:
+                file.write(content)
+                file.close()
+                beside.chmod(0o755)
+                beside.replace(target)  # an executable that runs cannot be written over, but it can be replaced
+            except BaseException:
+                beside.unlink()
+                raise
 

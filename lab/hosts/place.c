@@ -1,4 +1,5 @@
-/* `labhost place PATH [SOURCE]`: put a file there, mode 0755, with its directories: what standard input gives, or SOURCE. */
+/* `labhost place PATH [SOURCE]`: put a file there, mode 0755, with its directories: what standard input gives, or SOURCE.
+   It appears whole: it is written beside and renamed, so that who opens it meanwhile finds the old file or the new one. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -21,17 +22,22 @@ static void make_parents(char *path)
     }
 }
 
+/* What `from` gives, into the file `path`, which is removed where that fails. */
 static void copy(int from, int to, const char *path)
 {
     static char chunk[1 << 16];
     for (ssize_t n; (n = read(from, chunk, sizeof chunk)) != 0;) {
         if (n < 0 && errno == EINTR)
             continue;
-        for (ssize_t at = 0, w; at < n; at += w)
+        ssize_t at = 0;
+        for (ssize_t w; at < n; at += w)
             if ((w = write(to, chunk + at, (size_t)(n - at))) < 0)
-                die("%s: %s", path, strerror(errno));
-        if (n < 0)
-            die("%s: what to write cannot be read: %s", path, strerror(errno));
+                break;
+        if (n < 0 || at < n) {
+            int why = errno;
+            unlink(path);
+            die(n < 0 ? "%s: what to write cannot be read: %s" : "%s: %s", path, strerror(why));
+        }
     }
 }
 
@@ -43,13 +49,19 @@ int place_main(int argc, char **argv)
     if (from < 0)
         die("%s: %s", argv[2], strerror(errno));
     make_parents(argv[1]);
-    unlink(argv[1]); /* a running executable cannot be written over, but it can be replaced */
-    int to = open(argv[1], O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
+    char beside[4096];
+    if ((size_t)snprintf(beside, sizeof beside, "%s.XXXXXX", argv[1]) >= sizeof beside)
+        die("%s: %s", argv[1], strerror(ENAMETOOLONG));
+    int to = mkostemp(beside, O_CLOEXEC);
     if (to < 0)
-        die("%s: %s", argv[1], strerror(errno));
-    copy(from, to, argv[1]);
-    if (fchmod(to, 0755) || close(to))
-        die("%s: %s", argv[1], strerror(errno));
+        die("%s: %s", beside, strerror(errno));
+    copy(from, to, beside);
+    /* renamed, not written over: an executable that runs cannot be written */
+    if (fchmod(to, 0755) || close(to) || rename(beside, argv[1])) {
+        int why = errno;
+        unlink(beside);
+        die("%s: %s", argv[1], strerror(why));
+    }
     return 0;
 }
 

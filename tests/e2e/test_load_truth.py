@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from bench.analysis.stats import percentile
 from tests.e2e.isolated import call, needs_root
@@ -16,6 +18,8 @@ from tests.e2e.isolated import call, needs_root
 pytestmark = [needs_root, pytest.mark.e2e]
 HERE = "tests.e2e.test_load_truth"
 DELAY_US = 200.0
+WAKING_US = 120.0  # what the open loop may add: it also wakes its Python, some 70 us
+PAIRS = 24  # at most; 7 are enough on a quiet machine
 TRIES = 3  # on a machine too busy for the generator
 STALL_S, RATE, SECONDS = 2.0, 500.0, 20.0
 
@@ -38,7 +42,7 @@ def slow_service(me: Any, _argument: Any) -> dict[str, Any]:
         address = testbed.topology.hosts["web"].v4
         cpu = str(max(os.sched_getaffinity(0)))
         testbed.services.request(loop, "pin", cpu)
-        for _ in range(7):
+        for pairs in range(1, PAIRS + 1):
             pair: dict[float, list[float]] = {}
             for delay in (0.0, DELAY_US):
                 with in_place_of_the_service(testbed, "taskset", "-c", cpu, RAW, "serve", "80", str(delay)):
@@ -51,16 +55,45 @@ def slow_service(me: Any, _argument: Any) -> dict[str, Any]:
                     found["own"].append(w.locust["user"])
             found["locust"].append(pair[DELAY_US][0] - pair[0.0][0])
             found["loop"].append(pair[DELAY_US][1] - pair[0.0][1])
+            if pairs >= 7 and reads_as_planted(found["locust"]) is not None:
+                break
     return found
+
+
+def reads_as_planted(differences: Sequence[float]) -> bool | None:
+    """Whether the open loop adds what was planted; None while the machine's own noise hides it.
+
+    By the order statistics around the median, which hold it in 98 of 100 cases: all of them near is a yes, all of them
+    on one side is a no.
+    """
+    order, rank = sorted(differences), int(binom.ppf(0.01, len(differences), 0.5))
+    low, high = order[max(rank - 1, 0)], order[-max(rank, 1)]
+    if low >= DELAY_US - WAKING_US and high <= DELAY_US + WAKING_US:
+        return True
+    return False if high < DELAY_US - WAKING_US or low > DELAY_US + WAKING_US else None
+
+
+@pytest.mark.parametrize(("differences", "verdict"), [
+    ([211, 198, 305, 207, 264, 243, 231], True),
+    ([1, -9, 22, 3, 0, 4, 7], False),
+    ([900, 1500, 800, 777, 600, 1e4, 990], False),
+    ([501, 1527, 65, 622, 354, 172, 296], None),  # seen on a busy machine
+    ([501, 1527, 65, 240, 254, 172, 296, 231, 205, 211, 199, 242, 250, 222], True),
+])
+def test_what_noise_hides_is_no_verdict(differences: list[float], verdict: bool | None) -> None:
+    assert reads_as_planted(differences) is verdict
 
 
 def test_a_service_of_a_fifth_of_a_millisecond_reads_as_that() -> None:
     found = call(HERE, "slow_service")
     print(f"planted {DELAY_US} us; closed loop {np.round(found['loop'])}, open loop {np.round(found['locust'])}")
     print(f"locust's own statistics: {found['own']}")
-    assert np.median(found["loop"]) == pytest.approx(DELAY_US, abs=20)
-    assert np.median(found["locust"]) == pytest.approx(DELAY_US, abs=120)  # it also wakes its Python, some 70 us
+    assert np.median(found["loop"]) == pytest.approx(DELAY_US, abs=30)
     assert min(found["least"]) >= DELAY_US
+    verdict = reads_as_planted(found["locust"])
+    assert verdict is not False
+    if verdict is None:
+        pytest.skip(f"the machine is too busy for the open loop: in {PAIRS} pairs its noise hid {DELAY_US:.0f} us")
 
 
 def stalled(me: Any, _argument: Any) -> dict[str, Any]:
