@@ -89,7 +89,7 @@ class Captured:
         for host, one in self.running.items():
             self.testbed.run(host, ["kill", "-INT", str(one.pid)])
         for one in self.running.values():
-            one.wait(20)
+            one.wait(90)
             one.kill()
 
     def packets(self) -> dict[str, list[Seen]]:

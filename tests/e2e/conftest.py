@@ -13,7 +13,7 @@ import pytest
 from lab.backends import docker_engine
 from tests.e2e.isolated import ROOT
 
-START_S = 60.0
+START_S = 180.0
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 yield str(socket)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(90)
             shutil.rmtree(directory / "data", ignore_errors=True)
             shutil.rmtree(directory / "exec", ignore_errors=True)
 

@@ -50,7 +50,7 @@ class Node:
         return ["nsenter", "-t", str(self.pid), "-n", "-m", "-p", "-r", "--", *argv]
 
     def run(self, *argv: str, input: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(self.argv(argv), input=input, capture_output=True, timeout=30, check=False)
+        done = subprocess.run(self.argv(argv), input=input, capture_output=True, timeout=90, check=False)
         if check and done.returncode:
             raise AssertionError(f"{self.name}: {argv}: {done.returncode}: {done.stderr.decode()}")
         return done
@@ -91,7 +91,7 @@ class Node:
             yield process
         finally:
             process.stdin.close()
-            process.wait(10)
+            process.wait(90)
             process.stdout.close()
 
     def ask(self, *arguments: str, binary: str = "asker", uid: int = 20001) -> str:

@@ -72,14 +72,14 @@ class Process:
     def hear(self) -> Any:
         assert self._process.stdout
         line = self._process.stdout.readline()
-        assert line, f"it ended with status {self._process.wait(5)}"
+        assert line, f"it ended with status {self._process.wait(90)}"
         return json.loads(line)
 
     def end(self) -> None:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.wait(90)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

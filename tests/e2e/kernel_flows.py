@@ -36,7 +36,7 @@ def udp_arrives(w: Bench) -> Any:
                     for v6 in (False, True) for connect in (False, True) for size in (5, 4000))
     with w.b.running("server", "serve(80)") as server:
         w.a.say("other", f"WAIT_S = 0.05;{asks};say('asked')")
-        out, _ = server.communicate(timeout=10)
+        out, _ = server.communicate(timeout=90)
     return out.decode().splitlines()
 
 
@@ -106,7 +106,7 @@ say(outcome(s.send, b"\\xff" * 6 + b"\\2" * 6 + b"\\x08\\0" + ip + struct.pack("
     with w.b.running("server", "serve(80)") as server:
         w.a.say("other", code)
         time.sleep(0.05)  # nothing tells that a frame was dropped
-        out, _ = server.communicate(timeout=10)
+        out, _ = server.communicate(timeout=90)
     return out.decode().splitlines()
 
 

@@ -119,11 +119,11 @@ class Host:
     def close(self) -> None:
         assert self._holder.stdin
         self._holder.stdin.close()
-        self._holder.wait(10)
+        self._holder.wait(90)
         os.close(self.netns)
 
     def sh(self, script: str) -> None:
-        subprocess.run(["nsenter", "-t", str(self.pid), "-n", "sh", "-ec", script], check=True, timeout=20)
+        subprocess.run(["nsenter", "-t", str(self.pid), "-n", "sh", "-ec", script], check=True, timeout=90)
 
     def addresses(self, v6: bool) -> str:
         return self.v6 if v6 else self.v4
@@ -139,7 +139,7 @@ class Host:
     def say(self, exe: str, code: str, uid: int = 0, argv: list[str] | None = None) -> Any:
         """What that says last."""
         process = self.start(exe, code, uid, argv)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=90)
         lines = out.decode().splitlines()
         if not lines:
             raise AssertionError(f"{self.name}/{exe}: said nothing: status {process.returncode}")
@@ -157,7 +157,7 @@ class Host:
         finally:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            process.wait(10)
+            process.wait(90)
             process.stdout.close()
 
     def _enter(self, uid: int) -> Callable[[], None]:

@@ -126,7 +126,7 @@ def short_lived(w: Bench) -> Any:
         loop = f"i=0; while [ $i -lt 300 ]; do {one}; i=$((i+1)); done"
         process = w.a.start("brief", "", argv=["/bin/sh", "-c", loop])
         try:
-            process.wait(timeout=8)
+            process.wait(timeout=90)
         finally:
             process.kill()
             process.wait()

@@ -158,5 +158,5 @@ def put(testbed: MininetTestbed, point: Point, document: dict[str, Any]) -> floa
     begin = time.monotonic()
     done = testbed.run_at(point, plan.update[0])
     assert done.status == 0, done.stderr
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
     return float(json.loads(done.stdout)["seconds"])

@@ -33,7 +33,7 @@ OUT = Rule("out", "allow", Selector({"host": ("inside",)}), Selector({"host": ("
            (Service("tcp", 80, 80), Service("udp", 53, 53), Service("icmp")))
 IN = Rule("in", "allow", Selector({"host": ("outside",)}), Selector({"host": ("inside",)}), (Service("tcp", 443, 443),))
 POLICY = Policy("deny", (OUT, IN))
-ARRIVAL_S = 2.0
+ARRIVAL_S = 30.0
 PROMISCUOUS = 1
 
 

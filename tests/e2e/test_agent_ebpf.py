@@ -61,7 +61,7 @@ def test_down_leaves_nothing_and_up_works_again() -> None:
 
 def labctl(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "bench.cli", *words], cwd=ROOT, capture_output=True, text=True,
-                          timeout=120, check=False)
+                          timeout=500, check=False)
 
 
 def test_labctl_agent_tells_what_is_loaded_and_why() -> None:

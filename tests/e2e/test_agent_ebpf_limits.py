@@ -22,7 +22,7 @@ def test_a_thousand_connections_are_cut_idle_ones_too_and_the_allowed_go_on() ->
         print(f"\nlast reset after {one['last_ms']} ms, switch {one['update_ms']} ms, walk {one['revoke_ms']} ms")
         assert one["cut"] == {"idle": 500, "active": 500}
         assert one["kept"] == ["OPEN"] and one["kept_cut"] == 0
-        assert max(one["last_ms"].values()) < 2000
+        assert max(one["last_ms"].values()) < 20_000
 
 
 def test_killed_twenty_times_under_load_with_a_change_pending() -> None:

@@ -30,7 +30,7 @@ def ran(scenario: str, results: str, arms: str = "") -> Summary:
     """The matrix and the attack of every arm; no costs."""
     argv = [sys.executable, "-m", "bench.cli", "run", scenario, "--quick", "--blocks", "0", "--json",
             "--results", results, *(["--arms", arms] if arms else [])]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.stdout, done.stderr
     assert "Traceback" not in done.stderr
     return from_json(done.stdout)

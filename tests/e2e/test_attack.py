@@ -60,7 +60,7 @@ def labctl(*argv: str) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def found() -> Techniques:
     done = subprocess.run(labctl("techniques", "--techniques", "--json"), cwd=ROOT, capture_output=True, text=True,
-                          timeout=300, check=False)
+                          timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return Techniques.model_validate_json(done.stdout)
 
@@ -86,7 +86,7 @@ def test_an_arm_stops_it_or_none_can(found: Techniques, technique: Any) -> None:
 @pytest.mark.parametrize("arm", LET)
 def test_the_other_arms_stop_what_they_are_made_of(arm: str) -> None:
     done = subprocess.run(labctl("techniques", "--techniques", "--arms", arm, "--json"), cwd=ROOT, capture_output=True,
-                          text=True, timeout=300, check=False)
+                          text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     tried = Techniques.model_validate_json(done.stdout).arms[arm]
     if tried.unsupported:
@@ -145,7 +145,7 @@ def test_an_interrupt_keeps_what_was_tried() -> None:
 
 def test_campaigns_from_every_foothold() -> None:
     done = subprocess.run(labctl("three-tier", "--every-foothold", "--runs", "2", "--arms", "agent-nft", "--json"),
-                          cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+                          cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     arms = json.loads(done.stdout)["arms"]
     open_, shut = arms["none"], arms["agent-nft"]
@@ -177,7 +177,7 @@ def test_one_shared_scan_leads_as_far_as_all_campaigns() -> None:
     means = []
     for shared in (["--shared"], ["--all-vulnerable"]):
         done = subprocess.run(labctl("three-tier", "--every-foothold", "--arms", "agent-nft", "--json",
-                                     *shared), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+                                     *shared), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         means.append({name: arm["spread"]["everything is vulnerable"]["mean"] if "spread" in arm
                       else sum(arm["shares"]) / len(arm["shares"])

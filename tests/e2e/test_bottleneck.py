@@ -21,7 +21,7 @@ def test_two_pairs_of_one_segment(tmp_path: Path) -> None:
     file.write_text(text.replace("name: hairpin-bottleneck", "name: two"))
     argv = [sys.executable, "-m", "bench.cli", "bottleneck", str(file), "--arms", "none,hairpin", "--rate", str(RATE),
             "--rounds", "1", "--seconds", "0.5", "--json", "--results", str(tmp_path)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {(p["arm"], p["pairs"], p["offered"]) for p in found["points"]} == {

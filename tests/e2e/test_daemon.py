@@ -341,7 +341,7 @@ def _changes(node: Node) -> Iterator[Callable[[], list[str]]]:
     """What becomes of the rules while it lasts: a function that ends the watch and returns a text a transaction."""
     with subprocess.Popen(node.argv(["nft", "monitor"]), stdout=subprocess.PIPE, text=True) as monitor:
         assert monitor.stdout
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not select.select([monitor.stdout], [], [], 0.1)[0]:  # it watches from what it first tells on
             assert time.monotonic() < until
             node.run("nft", "add table inet begin; delete table inet begin")

@@ -32,7 +32,7 @@ def test_rules_that_vanish_with_their_process_leak_until_it_is_started_again(fai
     assert judged["leak"]["hit"] == judged["leak"]["flows"] > 0
     leak = judged["leak"]["any"]
     assert leak["high"] >= HOLD_S - 0.2  # from the kill on: nothing else puts the rules back
-    assert leak["low"] <= HOLD_S + judged["repair_s"] + 0.2
+    assert leak["low"] <= HOLD_S + judged["repair_s"] + 1
     assert judged["leak"]["phases"]["after"]["low"] == 0
     assert judged["outage"]["any"]["seconds"] < leak["seconds"] / 2
 

@@ -27,7 +27,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path, signum: int) 
     run = Watched(tmp_path)
     run.until("chokepoint: matrix")
     run.process.send_signal(signum)
-    out, err = run.process.communicate(timeout=60)
+    out, err = run.process.communicate(timeout=180)
     assert run.process.returncode == 130, err
     assert "Traceback" not in err
     summary = json.loads(out)
@@ -47,7 +47,7 @@ def test_the_whole_terminal_is_interrupted(tmp_path: Path, moment: str, blocks: 
     run = Watched(tmp_path, blocks)
     run.until(moment)
     os.killpg(run.process.pid, signal.SIGINT)
-    out, err = run.process.communicate(timeout=60)
+    out, err = run.process.communicate(timeout=180)
     assert run.process.returncode == 130 and "Traceback" not in err, err
     summary = json.loads(out)
     assert summary["interrupted"] is True and set(summary["arms"]) == measured
@@ -71,7 +71,7 @@ def test_killed_runs_leave_nothing(tmp_path: Path, moment: str, capsys: pytest.C
         run.until(words)
         select.select([], [], [], chance.uniform(0, spread_s))  # a random instant, not a wait for something
         run.process.kill()
-        run.process.communicate(timeout=30)
+        run.process.communicate(timeout=90)
         run.await_gone()
         whole += run.alone
         for raw in run.saved().glob("*.jsonl.gz"):
@@ -86,7 +86,7 @@ def test_the_run_after_a_kill_works_and_a_kept_cgroup_would_be_seen(tmp_path: Pa
     run.until("chokepoint: matrix")
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path)]) as straggler:
         run.process.kill()
-        run.process.communicate(timeout=30)
+        run.process.communicate(timeout=90)
         with pytest.raises(AssertionError, match=f"{straggler.pid}"):
             run.await_gone(timeout_s=1)
         straggler.kill()

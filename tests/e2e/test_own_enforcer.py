@@ -53,7 +53,7 @@ def install(site: Path) -> None:
 def labctl(site: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(site), "NO_COLOR": "1"}
     return subprocess.run([sys.executable, "-m", "bench.cli", *args], cwd=ROOT, env=env, capture_output=True, text=True,
-                          timeout=180, check=False)
+                          timeout=500, check=False)
 
 
 @pytest.fixture(scope="module")

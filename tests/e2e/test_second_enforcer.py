@@ -44,7 +44,7 @@ def run(site: Path, arm: str) -> tuple[int, Summary]:
     done = subprocess.run(
         [sys.executable, "-m", "bench.cli", "run", "three-tier", "--arms", arm, "--quick", "--blocks", "0", "--json",
          "--results", str(site / "results")], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True, text=True, timeout=180, check=False)
+        capture_output=True, text=True, timeout=500, check=False)
     assert "Traceback" not in done.stderr
     found = from_json(done.stdout)
     if found.arms[arm].unsupported:

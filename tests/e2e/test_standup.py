@@ -79,7 +79,7 @@ sys.exit(run_isolated(lambda me: print(sys.argv[1] + json.dumps(counted(me, json
 
 def namespaces(blind: bool) -> dict[str, Any]:
     argv = [sys.executable, "-c", COUNTED, MARK, json.dumps({"hosts": 60, "spare": 2, "blind": blind})]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     found = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
     assert found, done.stderr[-3000:]
     answer: dict[str, Any] = json.loads(found[0])

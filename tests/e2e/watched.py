@@ -111,6 +111,7 @@ class Watched:
         self.process = start(tmp_path, blocks, scenario)
         self.born: set[tuple[int, int]] = set()
         self.namespaces: set[str] = set()
+        self.seen = 0  # when the last process was born that the last look at the run found, in ticks since boot
 
     def until(self, words: str) -> None:
         """Read progress up to the line that has `words`, and note who is alive then."""
@@ -126,10 +127,9 @@ class Watched:
         assert len(self.born) > 1
         mine = set()
         for pid, _born in self.born:
-            for kind in ("net", "mnt", "pid"):
-                with contextlib.suppress(OSError):
-                    mine.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
-        self.namespaces = mine - {os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "mnt", "pid")}
+            mine |= memberships(pid)
+        self.namespaces = mine - memberships(os.getpid())
+        self.seen = max(born for _pid, _parent, born, _state in processes())
 
     def saved(self) -> Path:
         (directory,) = (self.directory / "results" / "small").iterdir()
@@ -146,18 +146,37 @@ class Watched:
             *(f"process with {self.directory}: {pid}" for pid in mentioning(str(self.directory))),
             *([f"cgroup {run}"] if root and (root / run).exists() else []),
             *([f"registry entry {run}"] if (runs.registry() / run).exists() else []),
-            *(f"namespace {one}" for one in self.namespaces & set(now["namespaces"])),
+            *(f"namespace {one}" for one in self.namespaces_left()),
             *(f"{name}: {set(now[name]) ^ set(self.before[name])}" for name in whole if now[name] != self.before[name])]
+
+    def namespaces_left(self) -> set[str]:
+        """Those that somebody is still in who was born before the last look at the run.
+
+        The kernel gives the number of a namespace that ended to the next one: who was born later may be of another run.
+        """
+        if not self.namespaces:
+            return set()
+        return self.namespaces & {one for pid, _parent, born, _state in processes() if born <= self.seen
+                                  for one in memberships(pid)}
 
     def id(self) -> str:
         return str(json.loads((self.saved() / "environment.json").read_text())["run"])
 
-    def await_gone(self, timeout_s: float = 10) -> None:
+    def await_gone(self, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while (left := self.left_over()) and time.monotonic() < deadline:
             os.sched_yield()
         if left:
             raise AssertionError(f"left over: {'; '.join(left)}")
+
+
+def memberships(pid: int) -> set[str]:
+    """The namespaces that a process is in, of the kinds that a run makes; none of one that is gone."""
+    found = set()
+    for kind in ("net", "mnt", "pid"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
+    return found
 
 
 def processes() -> Iterator[tuple[int, int, int, str]]:

@@ -152,10 +152,10 @@ def test_no_more_than_the_window_is_under_way(fleet: Fleet, join: Join) -> None:
     player = join(WEB, slow)
     with ThreadPoolExecutor(1) as pool:
         probing = pool.submit(fleet.probe, attempts(WEB, 64), 20.0, window=8)
-        held = [came.get(timeout=10) for _ in range(8)]
+        held = [came.get(timeout=60) for _ in range(8)]
         with pytest.raises(queue.Empty):
             came.get(timeout=0.3)
-        for token in itertools.chain(held, (came.get(timeout=10) for _ in range(64 - 8))):
+        for token in itertools.chain(held, (came.get(timeout=60) for _ in range(64 - 8))):
             player.say("p", token, "REFUSED", 111, 1, 1000, 0, 2000, 0)
         assert {g.outcome for g in probing.result()} == {Outcome.REFUSED}
 
@@ -170,7 +170,7 @@ def test_a_service_that_dies_breaks_what_it_had_under_way(fleet: Fleet, join: Jo
     join(WEB, dies)
     began = time.monotonic()
     got = fleet.probe(attempts(WEB, 10), 5.0, window=4)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert [(g.outcome, g.errno) for g in got[:2]] == [(Outcome.OPEN, 0)] * 2
     assert [(g.outcome, g.errno, g.total_us) for g in got[2:]] == [(Outcome.BROKEN, errno.ESRCH, None)] * 8
 
@@ -295,7 +295,7 @@ def test_closing_lets_every_service_go(tmp_path: Path) -> None:
 def test_a_service_that_returns_takes_its_old_place(fleet: Fleet, join: Join) -> None:
     old = join(WEB)
     join(WEB, lambda p, f: p.say("=", f[0], "ok", "new"))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while fleet.request(WEB, "cpu") != ("new",):  # it is known already: what we wait for is its second greeting
         assert time.monotonic() < deadline
     old.end()

@@ -144,7 +144,7 @@ def test_g21_as_its_readme_counts_it(nodes, hosts, kept):
     made = import_csw(G21, nodes=nodes)
     begun = time.monotonic()
     scenario = loads(made.text, "g21.yaml")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
     assert len(scenario.topology.hosts) == hosts and made.foreseen + made.unforeseen == len(scenario.replay) == kept
     assert len({h.labels["group"] for h in scenario.topology.hosts.values()} - {"none"}) == 23
     groups_of: dict[str, set[str]] = {}

@@ -123,7 +123,7 @@ def test_a_fast_service_is_not_zero_and_every_connection_is_told() -> None:
         first = clients.run(200, 1.0, discard_s=0.3)
         second = clients.run(100, 0.5, discard_s=0.0)
     fast = percentile(first.latencies_us, 10)  # not the median: a shared machine may be halted in half of them
-    assert fast is not None and 200 < fast < 3000 and min(first.latencies_us) >= 200
+    assert fast is not None and 200 < fast < 20_000 and min(first.latencies_us) >= 200
     assert len(set(first.latencies_us)) > 20  # not whole milliseconds
     assert min(first.from_intended_us) > 2 * 200  # two requests and a connection
     assert (first.visits, first.finished, len(first.latencies_us), len(first.from_intended_us)) == (100, 100, 200, 100)
@@ -163,7 +163,7 @@ def test_a_stall_of_the_server_shows_from_the_intended_time() -> None:
     assert p80 > 50_000  # a quarter of the visits was due while it stalled
     # what a closed loop of four users would have told of: some four slow requests, not some fifty slow visits
     assert sum(got.latencies_us > 400_000) <= 16 and sum(got.from_intended_us > 150_000) >= 30
-    assert got.lag_p99_us["one"] < 300_000  # the server's fault, not the generator's
+    assert got.lag_p99_us["one"] < 450_000  # the server's fault, not the generator's
 
 
 def test_two_clients_share_the_rate() -> None:
