@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -141,15 +142,16 @@ def test_ctrl_c_at_the_prompt_ends_the_command_and_not_the_lab(lab: str) -> None
     os.write(terminal, b"\x03")
     _await(terminal, b"mininet> ")
     os.write(terminal, b"web-1 echo still he''re\n")
-    _await(terminal, b"still here")
+    _await(terminal, b"still here", b"mininet> ")  # what is typed before the prompt is the command's
     os.write(terminal, b"exit\n")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert lab in said("ls")
 
 
-def _await(terminal: int, words: bytes, timeout_s: float = 90) -> None:
+def _await(terminal: int, *words: bytes, timeout_s: float = 90) -> None:
+    """Read until all of these were said, one after the other."""
     got, deadline = b"", time.monotonic() + timeout_s
-    while words not in got:
+    while not re.search(b".*".join(map(re.escape, words)), got, re.DOTALL):
         ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
         assert ready, f"{words!r} did not come: {got!r}"
         got += os.read(terminal, 4096)

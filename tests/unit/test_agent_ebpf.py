@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from bench.contract import EnforcerError, Guarded
 from enforcers.agent.agent_ebpf import AgentEbpf, AgentEbpfMonitor
 from enforcers.agent.ebpf import bundle
 from enforcers.agent.ebpf.classes import Executable, Rules
-from enforcers.agent.ebpf.daemon import executables, service, telemetry
+from enforcers.agent.ebpf.daemon import cli, executables, service, telemetry
 from enforcers.agent.ebpf.daemon.lookups import Lookups
 from enforcers.agent.ebpf.daemon.place import AgentError, Place
 from enforcers.agent.ebpf.document import files
@@ -238,7 +239,9 @@ class Shared:
     take = Place.take
 
     def __init__(self, directory: Path) -> None:
-        self.shared, self.log = str(directory), str(directory / "log")
+        self.shared, self.log, self.socket = str(directory), str(directory / "log"), str(directory / "sock")
+        self.host, self.directory, self.container = "web-1", "/run/agent", 0
+        self.ways = ("/", "/proc", "/proc/self/ns/net")
 
 
 class Serving:
@@ -269,3 +272,33 @@ def test_an_agent_that_is_leaving_is_waited_for_and_one_that_stays_is_told(
         service.daemonise(place)  # type: ignore[arg-type]
     assert held is not None
     os.close(held)
+
+
+@pytest.mark.parametrize("dies", ["before it reads", "after it read", "after it agreed"])
+def test_an_agent_that_dies_while_it_is_asked_is_none_any_more(tmp_path: Path, dies: str) -> None:
+    """The kernel tells it as a reset where it had not read all, else as an end; `start` goes on to the next agent."""
+    place = Shared(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(place.socket)
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as client:
+                client.recv(65536 if dies != "before it reads" else 1)
+                if dies == "after it agreed":
+                    client.sendall(b"ok\nhalf")
+                    client.recv(1)  # a part of what comes next
+
+        agent = threading.Thread(target=serve)
+        agent.start()
+        if dies == "after it agreed":
+            answer = cli.ask(place, "prepare")  # type: ignore[arg-type]
+            answer._client.sendall(b"never read")
+            agent.join()
+            with pytest.raises(cli.NoAgentError, match="ended without an answer; start it again"):
+                list(answer.parts())
+            answer.close()
+        else:
+            with pytest.raises(cli.NoAgentError, match="ended without an answer; start it again"):
+                cli.ask(place, "prepare")  # type: ignore[arg-type]
+            agent.join()

@@ -27,7 +27,11 @@ _START_TIMEOUT_S = 30.0
 
 
 class NoAgentError(AgentError):
-    """Nobody listens where the agent would."""
+    """Nobody listens where the agent would, or it ended before it had answered."""
+
+    @classmethod
+    def ended(cls, place: Place) -> NoAgentError:
+        return cls(f"{place.socket}: the agent ended without an answer; start it again")
 
 
 def run(arguments: list[str]) -> None:
@@ -96,7 +100,7 @@ def start(place: Place) -> None:
                 guarded = _guard(place)
             ask(place, "join", *guarded).close()
             return
-        except NoAgentError:  # its last host left just now, and it with it
+        except NoAgentError:  # its last host left just now, and it with it; or it was killed over it
             if time.monotonic() > deadline:
                 raise
 
@@ -169,8 +173,11 @@ def stop(place: Place) -> None:
     held = place.take("starting")
     try:
         if _answers(place):
-            ask(place, "leave").close()
-            return
+            try:
+                ask(place, "leave").close()
+                return
+            except NoAgentError:
+                pass  # killed over it: then we clean up after it
         remove(place.member(place.host))
         if not os.listdir(place.members):
             from .kernel import unpin
@@ -196,12 +203,15 @@ def _answers(place: Place) -> bool:
 class Answer:
     """What the agent says after it has agreed."""
 
-    def __init__(self, client: Socket, said: bytes) -> None:
-        self._client, self._said = client, said
+    def __init__(self, place: Place, client: Socket, said: bytes) -> None:
+        self._place, self._client, self._said = place, client, said
 
     def parts(self) -> Iterator[bytes]:
         yield self._said
-        yield from sockets.parts(self._client)
+        try:
+            yield from sockets.parts(self._client)
+        except ConnectionError as err:
+            raise NoAgentError.ended(self._place) from err
 
     def thank(self) -> None:
         """It has arrived, and need not be kept."""
@@ -232,14 +242,19 @@ def ask(place: Place, verb: str, *words: str, timeout_s: float = _ANSWER_TIMEOUT
         for path, flags in zip(place.ways, (os.O_PATH, os.O_RDONLY, os.O_RDONLY), strict=True):
             handles.append(os.open(path, flags | os.O_CLOEXEC))
         sockets.send_with(client, line.encode() + b"\n", handles)
+        first, rest = _first_line(client)
+    except ConnectionError as err:  # it was killed: the kernel tells so in more than one way
+        client.close()
+        raise NoAgentError.ended(place) from err
     finally:
         for handle in handles:
             os.close(handle)
-    first, rest = _first_line(client)
-    if first != b"ok":
-        client.close()
-        raise AgentError(first.decode(errors="replace").removeprefix("error ") or "the agent ended without an answer")
-    return Answer(client, rest)
+    if first == b"ok":
+        return Answer(place, client, rest)
+    client.close()
+    if first:
+        raise AgentError(first.decode(errors="replace").removeprefix("error "))
+    raise NoAgentError.ended(place)
 
 
 def _first_line(client: Socket) -> tuple[bytes, bytes]:

@@ -131,8 +131,10 @@ def ask(order: str, port: str, file: Path) -> int:
             with connection.makefile("rb") as answer:
                 first = answer.readline().decode().rstrip("\n")
                 sys.stdout.buffer.write(answer.read())
-    except (FileNotFoundError, ConnectionRefusedError):
-        if order == "detach":  # the daemon was killed, or never was
+    except (FileNotFoundError, ConnectionError):
+        first = ""
+    if not first:  # the daemon was killed, also over this, or never was
+        if order == "detach":
             abandon(port)
             return 0
         first = "error no daemon answers at the switch"
