@@ -21,7 +21,7 @@ from lab.backends import docker_engine
 from lab.isolation import cgroup2_root, tool_env
 from lab.model import Feature
 from lab.packages import apt_line
-from lab.runs import new_id, remove_cgroup
+from lab.runs import mark_cgroup, new_id, remove_cgroup
 
 _NETLINK_SOCK_DIAG, _NETLINK_NETFILTER, _NETLINK_GENERIC = 4, 12, 16
 _OTHER_UID = 20000
@@ -190,9 +190,10 @@ def _cgroup_bpf() -> Lack | None:
     root = cgroup2_root()
     if root is None:
         return _cgroup2()
-    cgroup = root / new_id()  # named like a run's, so that a sweep would find it
+    cgroup = root / new_id()  # named and marked like a run's, so that a sweep finds it if we are killed here
     cgroup.mkdir()
     try:
+        mark_cgroup(cgroup)
         return _bpf_refused(lambda: bpf_probe.attach_to_cgroup(cgroup))
     finally:
         remove_cgroup(cgroup)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
-from lab import bpf_probe, features, packages
+from lab import bpf_probe, features, packages, runs
 from lab.backends import docker_specs
 from lab.features import AS_ROOT, CHECKS, Lack, missing, probe
+from lab.isolation import cgroup2_root
 from lab.model import Feature
 from lab.packages import TOOLS, apt_line, missing_packages
 from tests.e2e.isolated import call, needs_root
@@ -125,3 +127,22 @@ def test_probes_leave_nothing_behind() -> None:
     first, second, (queues, tables) = call("tests.unit.test_features", "inside")
     assert first == second
     assert "netem" not in queues and "clsact" not in queues and "labctl_probe" not in tables
+
+
+@needs_root
+def test_killed_while_it_tries_a_cgroup_it_leaves_one_that_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cgroup2_root()
+    if root is None:
+        pytest.skip("no writable cgroup v2 here")
+    seen = set(root.iterdir())
+    monkeypatch.setattr(bpf_probe, "attach_to_cgroup", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    child = os.fork()
+    if child == 0:
+        features._cgroup_bpf()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = set(runs.dead_cgroups(root)) - seen
+    assert left
+    for one in left:
+        runs.remove_cgroup(one)
+        assert not one.exists()
