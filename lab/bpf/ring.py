@@ -14,10 +14,10 @@ from lab.bpf.syscall import Map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _BUSY, _DISCARDED, _HEADER = 1 << 31, 1 << 30, 8
-_WORD = struct.Struct("<Q")
+_WORD, _HEAD = struct.Struct("<Q"), struct.Struct("<I4x")
 
 
 class Ring:
@@ -57,6 +57,12 @@ class Ring:
         self._position.value = at
         return content
 
+    def skip(self, content: bytes) -> None:
+        """Go past `content`, of an earlier drain, where it is what comes next."""
+        start = self._page + self._position.value % self._size
+        if content and self._producer[start : start + len(content)] == content:
+            self._position.value += len(content)
+
     def _finished(self, begin: int, end: int) -> int:
         """Where the first record begins that is still being written."""
         at, mask, base, ring = begin, self._size - 1, self._page, self._producer
@@ -66,6 +72,11 @@ class Ring:
                 break
             at += ((length & ~_DISCARDED) + _HEADER + 7) & ~7
         return at
+
+
+def joined(records: Iterable[bytes]) -> bytes:
+    """The records as `split` takes them. Each of a size that is a multiple of 8."""
+    return b"".join(_HEAD.pack(len(one)) + one for one in records)
 
 
 def split(content: bytes) -> Iterator[bytes]:

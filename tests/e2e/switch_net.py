@@ -82,9 +82,9 @@ class Wire:
         """What came out at the other end, and what came back to this one."""
         receiver = self.outside if sender is self.inside else self.inside
         sender.socket.send(frame)
-        return self._marked(sender, receiver), self._marked(receiver, sender)
+        return self.marked(sender, receiver), self.marked(receiver, sender)
 
-    def _marked(self, sender: End, receiver: End) -> list[bytes]:
+    def marked(self, sender: End, receiver: End) -> list[bytes]:
         """What came before a frame that always passes: one way is one queue."""
         self.marks += 1
         me, nobody = sender.host, f"10.0.0.{100 + self.marks % 100}"

@@ -100,6 +100,8 @@ def test_the_flood_reaches_the_state_table_and_spares_who_stood_before(found: Te
     held = int(said.partition("the router held ")[2].partition(" ")[0].replace(",", ""))
     assert held > 65_535 and "one from before lives on" in said
     assert "the router held 0 " in found.arms["none"].tried["flood"].detail
+    switch = found.arms["virtual-switch"]
+    assert switch.unsupported or "one from before lives on" in switch.tried["flood"].detail
 
 
 def test_nothing_was_sent_before_the_lab_was_found_closed(found: Techniques) -> None:

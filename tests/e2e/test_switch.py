@@ -56,6 +56,26 @@ def test_each_check_is_needed(check: str) -> None:
     assert NEEDED[check] <= set(found), found
 
 
+def full(*flags: str) -> dict[str, Any]:
+    return dict(call("tests.e2e.switch_room", "run", list(flags), timeout_s=180))
+
+
+def test_a_full_table_forgets_what_is_least_missed_and_tells_of_it() -> None:
+    found = full()
+    connections = 65_535 - 1  # from every port, but for the one whose connection stands
+    assert found["flood"] == {"passed": connections + 65_535, "held": 65_536, "stands": True, "forgotten": True,
+                              "fresh": True, "told": connections + 65_535 + 2 - 65_536}
+    assert found["of_connections"] == {"refused": True, "counted": 1, "goes_on": True, "begins": True}
+    assert found["of_the_closed"] == {"refused": 2048, "kept": 1024, "the_newest": True, "told": 2048}
+    assert found["handed_over"] == {"tcp": 50, "udp": 1}, "each once, whenever the daemon was killed"
+    assert found["abandoned"] == {"before": ["bpf", "in-force.1", "spool.1"], "after": ["bpf"]}
+
+
+def test_it_would_forget_connections_if_it_did_not_look() -> None:
+    found = full("-DWITHOUT_STANDING")
+    assert not found["flood"]["stands"] and not found["of_connections"]["refused"]
+
+
 # --- in a whole lab ------------------------------------------------------------------------------------
 
 

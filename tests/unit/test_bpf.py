@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.bpf import build
-from lab.bpf.ring import split
+from lab.bpf.ring import joined, split
 
 needs_clang = pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
 KERNEL = Path(__file__).parents[2] / "enforcers/agent/ebpf/kernel"
@@ -54,3 +54,5 @@ def test_a_rings_content_is_split_and_what_was_discarded_left_out() -> None:
 
     content = entry(b"one") + entry(b"gone", 1 << 30) + entry(b"eleven bytes")
     assert list(split(content)) == [b"one", b"eleven bytes"]
+    assert joined([b"8 bytes."]) == entry(b"8 bytes.") and list(split(joined([b"8 bytes.", b"16 bytes: again."]))) == [
+        b"8 bytes.", b"16 bytes: again."]

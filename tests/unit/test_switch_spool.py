@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +42,41 @@ def test_where_there_is_no_room_the_oldest_goes_and_is_counted(tmp_path: Path) -
     kept = list(spool.take())
     assert kept == [bytes([number]) * 100 for number in range(40 - len(kept), 40)]
     assert 100 * len(kept) + spool.lost == 4000 and 700 <= 100 * len(kept) <= 900
+
+
+def test_the_last_portion_is_known_to_the_next_daemon(tmp_path: Path) -> None:
+    assert Spool(tmp_path, ROOM).last() == b""
+    first = Spool(tmp_path, ROOM)
+    first.append(b"one")
+    first.append(b"two")
+    assert Spool(tmp_path, ROOM).last() == b"two"
+    with next(tmp_path.iterdir()).open("ab") as file:
+        file.write(b"\x09\0\0\0torn")
+    assert Spool(tmp_path, ROOM).last() == b"two"
+
+
+def test_what_a_full_disk_tore_is_not_gone_on_with(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, ROOM)
+    spool.append(b"one")
+    (path,) = tmp_path.iterdir()
+    path.chmod(0o600)
+    with pytest.raises(OSError, match="No space"), full(path):
+        spool.append(b"lost")
+    spool.append(b"two")
+    assert list(spool.take()) == [b"one", b"two"]
+
+
+@contextmanager
+def full(path: Path) -> Iterator[None]:
+    """Whatever is added to `path` meanwhile does not find room."""
+    whole = path.read_bytes()
+    path.unlink()
+    path.symlink_to("/dev/full")
+    try:
+        yield
+    finally:
+        path.unlink()
+        path.write_bytes(whole + b"\x04\0\0\0lo")
 
 
 @given(st.lists(st.one_of(st.binary(max_size=64), st.none()), max_size=30))

@@ -179,10 +179,12 @@ def test_telemetry_is_read_and_what_is_none_is_refused() -> None:
 
 def test_shapes_are_those_of_the_kernel_program() -> None:
     """Sizes that state.h has too; a record from there is read back as what it tells."""
-    assert (layout.KEY_BYTES, layout.FLOW_BYTES, layout.RECORD_BYTES) == (44, 104, 152)
+    assert (layout.KEY_BYTES, layout.FLOW_BYTES, layout.RECORD_BYTES) == (44, 104, 104)
     key = layout._KEY.pack(7, 6, 4, 0, layout.address("10.0.0.2"), layout.address("10.0.0.1"), b"\0P", b"\x9c\x40")
     flow = layout._FLOW.pack(1_000, 2_000, 300, 200, 3, 2, 256, 1, 1, 1, 1, 1)
     seen = layout.seen(*layout.split(key + bytes(4) + flow))
     assert seen[:8] == (7, "tcp", "10.0.0.1", 40000, "10.0.0.2", 80, 1_000, 2_000)
     assert seen[8:] == (500, 5, True, 1, 256, True)
+    assert layout.seen(key, flow + bytes(48)) == seen, "as it lies in the table, with its sides"
+    assert flow[layout.CLOSED_AT] == 1 and not layout._FLOW.pack(*[1] * 10, 0, 1)[layout.CLOSED_AT]
     assert made.WIDE == layout.CLASS_WIDE and made.FIRST_CLASS == layout.FIRST_CLASS

@@ -61,6 +61,11 @@
 #else
 #define CHECK_MAC 1
 #endif
+#ifdef WITHOUT_STANDING
+#define CHECK_STANDING 0
+#else
+#define CHECK_STANDING 1
+#endif
 #ifdef WITHOUT_REJUDGE
 #define CHECK_REJUDGE 0
 #else

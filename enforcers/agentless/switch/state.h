@@ -4,6 +4,8 @@
 #include "kernel.h"
 
 #define FLOWS 65536
+#define OPENINGS FLOWS /* remembered in the order they came: where room is sought for a new flow */
+#define CLOSED_KEPT 1024 /* closed flows that stay, for what is still under way: few, so that their memory stays near */
 #define FRAGMENTED 4096
 #define RING_BYTES (4 << 20)
 #define PORTS 65536
@@ -60,11 +62,15 @@ struct flow {
     struct side side[2]; /* 0: the port's own host, 1: the peer */
 };
 
+enum { TOLD_BYTES = __builtin_offsetof(struct flow, side) };
+
 struct record {
     struct key key;
     __u32 pad;
-    struct flow flow;
+    __u8 flow[TOLD_BYTES]; /* a flow without its sides */
 };
+
+enum { OPENED = 0, RECLAIMED, CLOSED_FLOWS, TURNS };
 
 struct fragment_key {
     __u32 port, id;
@@ -100,7 +106,7 @@ enum { CLASS_OTHER = 0, CLASS_ICMP = 1, CLASS_WIDE = 0xffff };
 
 enum {
     SEEN = 0, DENIED, SPOOFED, MALFORMED, OUT_OF_STATE, OUT_OF_WINDOW, BAD_FRAGMENT, UNRELATED, NEIGHBOUR, FOREIGN,
-    RING_FULL, COUNTERS
+    RING_FULL, NO_ROOM, COUNTERS
 };
 
 struct {
@@ -117,12 +123,34 @@ struct {
     __type(value, struct tenant);
 } tenants SEC(".maps");
 
+/* Not of the kernel's LRU kind: that one forgets connections that stand idle for the sake of a flood (room.h). */
 struct {
-    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, FLOWS);
     __type(key, struct key);
     __type(value, struct flow);
 } flows SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, OPENINGS);
+    __type(key, __u32);
+    __type(value, struct key);
+} openings SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, CLOSED_KEPT);
+    __type(key, __u32);
+    __type(value, struct key);
+} closings SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, TURNS);
+    __type(key, __u32);
+    __type(value, __u32);
+} turns SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -4,8 +4,7 @@
  * first; errors must be about a flow that is known; then the flow's own state, or, for a new one, the policy. */
 #include "bounce.h"
 #include "neighbour.h"
-#include "policy.h"
-#include "tcp.h"
+#include "room.h"
 
 enum { FRAGMENT_NS = 1000000000 * 2 };
 
@@ -13,23 +12,6 @@ INLINE int drop(__u32 why)
 {
     count(why);
     return TC_SHOT;
-}
-
-INLINE void tell(const struct key *key, struct flow *f)
-{
-    struct record *r;
-    if (f->told)
-        return;
-    f->told = 1;
-    r = ring_reserve(&records, sizeof *r, 0);
-    if (!r) {
-        count(RING_FULL);
-        return;
-    }
-    r->key = *key;
-    r->pad = 0;
-    r->flow = *f;
-    ring_submit(r, BPF_RB_NO_WAKEUP); /* the daemon looks by the clock: to wake it costs more than the flow */
 }
 
 INLINE void account(struct flow *f, const struct packet *p, int d, __u64 now, const struct tenant *tenant)
@@ -226,8 +208,7 @@ CALLED int new_flow(struct __sk_buff *skb, const struct packet *p, const struct 
         tell(key, &fresh);
         return refused(skb, p, d, tenant, RESET_REFUSED);
     }
-    map_update(&flows, key, &fresh, 0);
-    return TC_OK;
+    return keep(key, &fresh, now) ? drop(NO_ROOM) : TC_OK;
 }
 
 /* A port may be used again once both sides were done with it, or where nobody ever answered. */
@@ -282,8 +263,10 @@ INLINE int through(struct __sk_buff *skb, struct packet *p, const struct tenant 
         }
     }
     account(f, p, d, now, tenant);
-    if (f->closed)
+    if (f->closed && !f->told) {
         tell(&key, f);
+        note_closing(&key);
+    }
     return TC_OK;
 }
 

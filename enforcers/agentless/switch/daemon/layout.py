@@ -11,16 +11,17 @@ PORTS, SLOTS, FLOWS = 65536, 256, 65536
 PICK_UP, RESET_REFUSED, RESET_CUT, ALLOW = 1, 2, 4, 8
 TIMEOUTS = ("first", "opening", "established", "closing", "closed", "udp_single", "udp_multiple", "icmp", "other")
 COUNTERS = ("seen", "denied", "spoofed", "malformed", "out_of_state", "out_of_window", "bad_fragment", "unrelated",
-            "neighbour", "foreign", "ring_full")
+            "neighbour", "foreign", "ring_full", "no_room")
 CLASS_OTHER, CLASS_ICMP, CLASS_WIDE, FIRST_CLASS = 0, 1, 0xFFFF, 2
 SERVICES_BYTES = 2 * 2 * 65536
 
 _PORT = struct.Struct("=I6s2x16s16s16s")
 _TENANT = struct.Struct(f"=II{len(TIMEOUTS)}Q")
 _KEY = struct.Struct("=IBBH16s16s2s2s")
-_FLOW = struct.Struct("=QQ2Q2III4B4x48x")
-KEY_BYTES, FLOW_BYTES = _KEY.size, _FLOW.size
-RECORD_BYTES = KEY_BYTES + 4 + FLOW_BYTES
+_FLOW = struct.Struct("=QQ2Q2III4B4x")  # in the table its two sides follow
+KEY_BYTES, TOLD_BYTES, FLOW_BYTES = _KEY.size, _FLOW.size, _FLOW.size + 48
+CLOSED_AT = 50  # of `closed` in a flow
+RECORD_BYTES = KEY_BYTES + 4 + TOLD_BYTES
 _PROTOCOLS = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmp"}
 
 
@@ -89,7 +90,7 @@ def seen(key: bytes, flow: bytes) -> Seen:
     """A flow's entry, or the parts of a record of it."""
     ifindex, proto, family, _pad, own, peer, own_port, peer_port = _KEY.unpack(key)
     (start, expires, own_bytes, peer_bytes, own_packets, peer_packets, generation, rule, allowed, opener, _closed,
-     told) = _FLOW.unpack(flow)
+     told) = _FLOW.unpack_from(flow)
     ends = [(text_of(own, family), int.from_bytes(own_port, "big")),
             (text_of(peer, family), int.from_bytes(peer_port, "big"))]
     if proto in (1, 58):  # no ports: an identifier, which is the asking side's
@@ -99,6 +100,11 @@ def seen(key: bytes, flow: bytes) -> Seen:
     source, target = ends[opener], ends[1 - opener]
     return Seen(ifindex, _PROTOCOLS.get(proto, str(proto)), source[0], source[1], target[0], target[1], start, expires,
                 own_bytes + peer_bytes, own_packets + peer_packets, bool(allowed), rule, generation, bool(told))
+
+
+def record(key: bytes, flow: bytes) -> bytes:
+    """The record of a flow in the table, as the program would tell it."""
+    return key + bytes(4) + flow[:TOLD_BYTES]
 
 
 def split(record: bytes) -> tuple[bytes, bytes]:

@@ -25,12 +25,24 @@ class Spool:
         self.lost = 0
 
     def append(self, content: bytes) -> None:
-        """Keep the content of a ring."""
-        if not self._current or self._parts[self._current] >= self._part_bytes:
+        """Keep the content of a ring. Raises OSError where the disk has no room; a file torn so is not gone on with."""
+        if not self._current or self._parts[self._current] + len(content) > self._part_bytes:
             self._begin()
-        with self._path(self._current).open("ab") as file:
-            file.write(_LENGTH.pack(len(content)) + content)
+        try:
+            with self._path(self._current).open("ab") as file:
+                file.write(_LENGTH.pack(len(content)) + content)
+        except OSError:
+            self._current = 0
+            raise
         self._parts[self._current] += len(content)
+
+    def last(self) -> bytes:
+        """The last portion that is kept, empty where none is."""
+        for number in sorted(self._parts, reverse=True):
+            chunks = list(_chunks(self._path(number).read_bytes()))
+            if chunks:
+                return chunks[-1]
+        return b""
 
     def take(self) -> Iterator[bytes]:
         """All that waits, the oldest first, in the portions that it came in. It is handed out once."""

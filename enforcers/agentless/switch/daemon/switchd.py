@@ -21,6 +21,7 @@ from typing import Any
 from lab.bpf import syscall
 from lab.bpf.libbpf import BpfObject
 from lab.bpf.ring import Ring
+from lab.bpf.ring import joined as joined_ring
 from lab.bpf.ring import split as split_ring
 from lab.bpf.syscall import Map
 
@@ -30,8 +31,8 @@ from .tables import Policies
 
 DIRECTORY = Path("/run/switch")
 PINS = DIRECTORY / "bpf"
-MAPS = ("ports", "tenants", "flows", "fragments", "records", "counters", "addresses", "prefixes", "service_classes",
-        "verdicts")
+MAPS = ("ports", "tenants", "flows", "openings", "closings", "turns", "fragments", "records", "counters", "addresses",
+        "prefixes", "service_classes", "verdicts")
 PROGRAMS = ("from_host", "to_host")
 SPOOL_BYTES = 32 << 20
 _INDEX = struct.Struct("=I")
@@ -50,6 +51,7 @@ class Switch:
             _mount_bpf(PINS)
         again = (PINS / "flows").exists()
         if not again:
+            _forget_files()
             _load(program)
         self.maps = {name: Map.at(PINS / name) for name in MAPS}
         self.programs = {name: syscall.pinned(PINS / name) for name in PROGRAMS}
@@ -60,6 +62,7 @@ class Switch:
         self._by_port: dict[int, list[layout.Seen]] = {}
         self._runs = self._run_ns = 0
         if again:
+            self.ring.skip(self._spool.last())  # who was killed may have kept it and not have said so
             self._adopt()
 
     # --- ports ---
@@ -68,7 +71,8 @@ class Switch:
         """Guard a port: from now on nothing passes there unjudged."""
         index = socket.if_nametoindex(interface)
         if index >= layout.PORTS:
-            raise OSError(f"{interface}: its index {index} is beyond {layout.PORTS}")
+            raise OSError(f"{interface}: its index {index} is beyond {layout.PORTS}: so many interfaces were made here "
+                          "since this machine started; start it again")
         self.maps["ports"].put(_INDEX.pack(index), layout.port_value(port, int(port["tenant"])))
         _link(interface, index, self.programs)
         self.ports[interface] = index
@@ -99,17 +103,18 @@ class Switch:
 
     def drain(self) -> None:
         """Move what has ended from the kernel's ring to ours; the oldest goes where there is no room."""
-        self.ring.drain(self._spool.append)
+        with contextlib.suppress(OSError):  # a full disk: it waits in the ring, where what has no room is counted
+            self.ring.drain(self._spool.append)
 
     def sweep(self) -> None:
         """Forget flows that have been silent for too long; those that nobody was told of are told now."""
         now, flows = time.clock_gettime_ns(time.CLOCK_MONOTONIC), self.maps["flows"]
-        for key, value in flows.items():
-            if struct.unpack_from("=Q", value, 8)[0] < now:
-                one = layout.seen(key, value)
-                if not one.told:
-                    self._by_port.setdefault(one.port, []).append(one)
-                flows.delete(key)
+        silent = [(key, value) for key, value in flows.items() if struct.unpack_from("=Q", value, 8)[0] < now]
+        records = (layout.record(key, value) for key, value in silent if not layout.seen(key, value).told)
+        if content := joined_ring(records):
+            self._spool.append(content)
+        for key, _value in silent:
+            flows.delete(key)
 
     def sort(self) -> None:
         """By port: what has ended since the last time."""
@@ -243,6 +248,7 @@ def abandon(interface: str) -> None:
     _unlink(interface)
     if os.path.ismount(PINS) and not _guarded():
         _clear()
+        _forget_files()
 
 
 def _guarded() -> list[str]:
@@ -255,6 +261,13 @@ def _clear() -> None:
         (PINS / name).unlink(missing_ok=True)
     if _mounted_by_us():
         _libc.umount2(os.fsencode(PINS), _MNT_DETACH)
+
+
+def _forget_files() -> None:
+    """What a switch that is no more has kept says nothing of the next one, whose generations begin anew."""
+    for pattern in ("spool.*", "in-force.*"):
+        for path in DIRECTORY.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _mounted_by_us() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import time
@@ -54,14 +55,15 @@ class Policies:
         self.rules[generation] = policy["rules"]
         self._maps["tenants"].put(_INDEX.pack(tenant), layout.tenant_value(generation, policy))
         took = time.monotonic() - begin
-        self._digests[tenant] = digest
-        self._note(tenant, generation, policy["rules"])
         spare.close()
         self._spare = None
         slots = self._kept.setdefault(tenant, [])
         slots.append(spare.slot)
         while len(slots) > 2:  # a packet under way may still look into the last one
             self._empty(slots.pop(0))
+        self._digests[tenant] = digest
+        with contextlib.suppress(OSError):  # a full disk: the next daemon puts the policy again
+            self._note(tenant, generation, policy["rules"])
         return took
 
     def prepare(self) -> None:
