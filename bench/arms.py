@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from bench import second_look
 from bench.instruments import attack as attacker
@@ -14,11 +14,12 @@ from bench.instruments.attack import Campaign
 from bench.instruments.probe import Probed
 from bench.instruments.spoof import Forgery
 from bench.instruments.traffic import Traffic, TrafficWindow
+from bench.second_look import Looked
 from bench.store import ResultStore
 from lab.backends.base import Enforcement, Installed, Testbed
 from lab.backends.served import ServedTestbed
 from lab.hosts.attempts import Actor
-from lab.model import Enforcer, Flow, Native, Point, Scenario, Sighting, Truth
+from lab.model import TRIED_AGAIN, Enforcer, Flow, Native, Point, Scenario, Sighting, Truth
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class ArmRecord:
     daemon_rss_bytes: dict[str, int]
     daemon_cpu_s: dict[str, float]
     forged: tuple[tuple[Forgery, bool], ...] = ()  # each with whether it arrived
-    strained: int = 0  # flows that failed among thousands under way, and opened alone
+    looked: Looked = field(default_factory=lambda: Looked(()))  # what the second look held of the matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
         say("matrix")
         matrix = prober.probe(testbed.services, prober.shuffled(plan.flows, seed), topology)
         store.append("observations", matrix.observations, arm=arm.name, phase="matrix")
-        matrix, strained = _once_more(arm, matrix, plan, testbed, store, say)
+        looked, again = _once_more(arm, matrix, plan, testbed, store, say)
         forged = _forged(arm, plan, testbed, store)
         campaign = None
         if plan.scenario.attack:
@@ -92,7 +93,7 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
             replayed = prober.probe(testbed.services, prober.shuffled(plan.replay, seed), topology, kind="replay")
             store.append("observations", replayed.observations, arm=arm.name, phase="replay")
         calls = call_truths(testbed.services.drain_events(), plan.scenario)
-        truths = (*matrix.truths, *(campaign.truths if campaign else ()), *(window.truths if window else ()),
+        truths = (*matrix.truths, *again, *(campaign.truths if campaign else ()), *(window.truths if window else ()),
                   *replayed.truths, *calls)
         store.append("truth", truths, arm=arm.name)
         say("telemetry")
@@ -101,23 +102,31 @@ def examine(arm: Arm, plan: Plan, testbed: Testbed, traffic: Traffic | None, sto
     finally:
         arm.enforcement.down()
     cpu = {host: spent - before.daemon_cpu_s.get(host, 0.0) for host, spent in after.daemon_cpu_s.items()}
-    return ArmRecord(installed, matrix, campaign, window, replayed, truths, sightings, notes,
-                     dict(after.daemon_rss_bytes), cpu, forged, strained)
+    return ArmRecord(installed, Probed(looked.observations, matrix.truths), campaign, window, replayed, truths,
+                     sightings, notes, dict(after.daemon_rss_bytes), cpu, forged, looked)
 
 
 def _once_more(arm: Arm, seen: Probed, plan: Plan, testbed: Testbed, store: ResultStore,
-               say: Callable[[str], None]) -> tuple[Probed, int]:
-    """What failed although the arm lets it through, tried alone; and how much of it was a matter of load."""
+               say: Callable[[str], None]) -> tuple[Looked, tuple[Truth, ...]]:
+    """What failed although the arm lets it through, tried again; what is held then, and the truth of every try."""
     topology = plan.scenario.topology
     suspected = second_look.suspects(arm.enforcer, arm.native, seen, topology)
-    if not suspected.flows:
-        return seen, 0
+    if not suspected.tries:
+        return Looked(seen.observations), ()
     say(f"matrix, {len(suspected.flows):,} flows once more")
-    again = []
+    alone, among = [], None
     for part in second_look.portions(testbed.services, suspected, topology):
         store.append("observations", part.observations, arm=arm.name, phase="alone")
-        again.append(part)
-    return second_look.joined(seen, suspected, again)
+        alone.append(part)
+    if second_look.asks_for_a_crowd(suspected, alone):
+        say(f"matrix, {len(suspected.let):,} flows at once once more")
+        among = prober.probe(testbed.services, prober.shuffled(suspected.let, plan.scenario.seed), topology,
+                             kind=TRIED_AGAIN)
+        store.append("observations", among.observations, arm=arm.name, phase="among")
+    looked = second_look.joined(seen, suspected, alone, among)
+    store.append("observations", [one for one in looked.observations if one.flow in looked.strained], arm=arm.name,
+                 phase="held")
+    return looked, tuple(itertools.chain.from_iterable(part.truths for part in (*alone, *([among] if among else []))))
 
 
 def _forged(arm: Arm, plan: Plan, testbed: Testbed, store: ResultStore) -> tuple[tuple[Forgery, bool], ...]:

@@ -22,6 +22,7 @@ from bench.load_figures import Loads
 from bench.report import summary as report
 from bench.report.lateral import Lateral
 from bench.report.summary import FIGURES, FigureName, Summary
+from bench.second_look import Looked
 from lab.model import Flow, Observation, Outcome
 from lab.policy_sets import Oracle
 
@@ -80,7 +81,8 @@ def _arm(collected: Collected, name: str, record: ArmRecord, intended: Sequence[
         blind_spots = tuple(spot for spot in blind_spots if " user of " not in spot)
     gaps = matrices.gap_classes(matrix.rows, topology, arm.native.approximations)
     return report.Arm(
-        **report.verdicts(matrix), strained=record.strained, findings=tuple(_findings(matrix)),
+        **report.verdicts(matrix), strained=len(record.looked.strained),
+        findings=tuple(_findings(matrix, record.looked)),
         gap_classes=report.gap_classes(gaps), cost=_cost(costs, name), verified=_verified(collected, name),
         visibility=recalls, blind_spots=blind_spots,
         coverage=report.coverage(seen, tuple(f for f in report.FIELDS if several or f != "user")),
@@ -105,12 +107,19 @@ def _by_flow(observations: Sequence[Observation]) -> dict[Flow, Observation]:
     return {o.flow: o for o in observations}
 
 
-def _findings(matrix: matrices.Matrix, most: int = 20) -> list[str]:
+def _findings(matrix: matrices.Matrix, looked: Looked, most: int = 20) -> list[str]:
     """The first defects and inconclusive flows, in words, so that the summary says what to look at."""
     wanted = [row for row in matrix.rows if row.defect] + [row for row in matrix.rows if row.inconclusive]
     return [f"{row.finding}: {row.flow}: expected {'allow' if row.expected else 'deny'}, "
-            f"observed {row.observed.outcome if row.observed else 'nothing'}"
-            f"{', arrived' if row.observed and row.observed.arrived else ''}" for row in wanted[:most]]
+            f"observed {_observed(row, looked)}" for row in wanted[:most]]
+
+
+def _observed(row: matrices.Row, looked: Looked) -> str:
+    if row.flow in looked.unsettled:
+        return "a failure that came once, and never again alone or among as many"
+    if row.observed is None:
+        return "nothing"
+    return f"{row.observed.outcome}{', arrived' if row.observed.arrived else ''}"
 
 
 def _cost(costs: Costs, name: str) -> dict[FigureName, report.Figure]:

@@ -132,7 +132,7 @@ def outcomes(directory: Path) -> dict[str, dict[str, tuple[bool, bool]]]:
     found: dict[str, dict[str, tuple[bool, bool]]] = {}
     file = directory / "observations.jsonl.gz"
     for record in store.read(file) if file.exists() else ():
-        if record["phase"] == "matrix":
+        if record["phase"] in ("matrix", "held"):  # in this order: what the second look held comes after
             flow = " ".join(map(str, record["flow"].values()))
             found.setdefault(record["arm"], {})[flow] = (record["outcome"] == "OPEN", record["arrived"])
     return found

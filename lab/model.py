@@ -16,6 +16,7 @@ Proto = Literal["tcp", "udp", "icmp"]
 FAMILIES: tuple[Family, ...] = (4, 6)
 ORIGINAL, REWRITTEN = "(original)", "(rewritten)"  # contents of built-in executables, until they are known
 STRANGER = "(stranger)"  # the process name of an executable that the scenario does not declare
+TRIED_AGAIN = "again"  # the kind of a truth: the second look's, which counts for no share of anything
 
 
 # --- topology ---------------------------------------------------------------------------------
@@ -383,7 +384,7 @@ class Observation:
 class Truth:
     """One attempt that was really made, as its client knows it, joined with what the target saw."""
 
-    kind: str  # probe, call, traffic, attack, replay
+    kind: str  # probe, call, traffic, attack, replay, or TRIED_AGAIN
     source: str  # host
     process: str  # declared name, or STRANGER
     path: str

@@ -18,7 +18,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.model import Sighting, Topology, Truth
+from lab.model import TRIED_AGAIN, Sighting, Topology, Truth
 
 FIELDS = ("flow", "process", "user", "bytes", "verdict")
 # Conntrack writes a flow's end up to two minutes late in its default set-up; arms that use it set timeouts of seconds.
@@ -75,7 +75,8 @@ def visibility(truths: Iterable[Truth], sightings: Iterable[Sighting], topology:
     """Recall of every field over these truths. An arm without telemetry gives no sightings and gets 0, not None."""
     made = list(truths)
     usable = [t for t in made if t.sport or t.proto == "icmp"]
-    found, unexplained = match(usable, sightings, slack_s, _tenants(topology))
+    matched, unexplained = match(usable, sightings, slack_s, _tenants(topology))
+    found = [one for one in matched if one.truth.kind != TRIED_AGAIN]  # how often that was is the lab's own doing
     members: dict[str, list[int]] = defaultdict(list)
     for index, one in enumerate(found):
         for name in classes(one.truth, topology):

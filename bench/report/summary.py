@@ -186,8 +186,8 @@ class Arm(_Model):
     inconclusive: int | None = Field(None, description="no word on it: not open with `none` either, or never tried")
     denied: int | None = Field(None, description="conclusive flows that the policy denies: the n of leaks")
     allowed: int | None = Field(None, description="conclusive flows that the policy allows: the n of breaks")
-    strained: int | None = Field(None, description="flows that it lets through, that failed while thousands were tried "
-                                 "at once and opened when tried alone: what it bears, not what it forbids")
+    strained: int | None = Field(None, description="flows that it lets through, that failed while all were tried at "
+                                 "once and opened each time when tried alone: what it bears, not what it forbids")
     findings: tuple[str, ...] = Field((), description="the first defects and inconclusive flows, in words")
     kinds: dict[str, Kind] = Field(default_factory=dict, description="the verdicts by kind of flow")
     cost: dict[FigureName, Figure] = Field(default_factory=dict, description="cost by figure, against `none`")

@@ -324,7 +324,7 @@ def details(name: str, arm: Arm) -> list[str]:
         word = "defect" if arm.spoofing.defects else "gap"
         gaps.append(f"{word}, {arm.spoofing.arrived} of {arm.spoofing.n} datagrams in another's name: such as "
                     f"{arm.spoofing.example}")
-    strained = [f"strained: {_flows(arm.strained)} failed while thousands were tried at once, and opened alone"
+    strained = [f"strained: {_flows(arm.strained)} failed while all were tried at once, and opened alone"
                 ] if arm.strained else []
     return [*arm.findings[:MOST_FINDINGS], *strained, *gaps, *(f"blind spot: {spot}" for spot in arm.blind_spots)]
 
@@ -335,6 +335,8 @@ def _passes(name: str, arm: Arm) -> str:
     leaks = f"lets {arm.leaks:,} of {arm.denied:,} denied flows through" if arm.leaks and arm.denied else (
         "lets no denied flow through" if not arm.leaks else f"lets {arm.leaks:,} denied flows through")
     breaks = f"breaks {arm.breaks:,} that are allowed" if arm.breaks else "breaks nothing that is allowed"
+    if arm.strained:
+        breaks += f" ({arm.strained:,} opened only when tried alone)"
     if arm.defects:
         return f"{leaks} and {breaks}; {_flows(arm.defects)} did not behave as the arm says they would"
     # without a defect every leak and every break is one that the arm announced

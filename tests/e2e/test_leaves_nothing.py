@@ -130,7 +130,7 @@ def ended(run: Watched) -> Watched:
 def outcomes(run: Watched) -> dict[tuple[str, ...], tuple[str, bool]]:
     """What came of every flow of the matrix, by arm and flow."""
     return {(r["arm"], *map(str, r["flow"].values())): (r["outcome"], r["arrived"])
-            for r in read(run.saved() / "observations.jsonl.gz") if r["phase"] == "matrix"}
+            for r in read(run.saved() / "observations.jsonl.gz") if r["phase"] in ("matrix", "held")}
 
 
 def sightings(run: Watched) -> set[tuple[object, ...]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.analysis.visibility import Recall, bytes_right, match, visibility
-from lab.model import Sighting, Truth
+from lab.model import TRIED_AGAIN, Sighting, Truth
 from tests.unit.test_matrices import TOPOLOGY
 
 
@@ -26,6 +26,14 @@ def sighting(sport: int = 40000, **more: Any) -> Sighting:
 
 FULL: dict[str, Any] = {"process": "/opt/frontend", "user": "www", "bytes": 64 + 8 * 52, "packets": 8,
                         "verdict": "allow"}
+
+
+def test_what_was_tried_again_counts_for_nothing() -> None:
+    """How often the second look tries is the lab's own doing; its sightings are explained all the same."""
+    again = [truth(sport, kind=TRIED_AGAIN) for sport in range(41000, 41050)]
+    got = visibility([truth(), *again], [sighting(**FULL), sighting(41000), sighting(41001)], TOPOLOGY)
+    assert got.fields["flow"] == got.fields["process"] == Recall(1.0, 1)
+    assert got.unexplained == 0 and not got.blind_spots and "kind again" not in got.by_class
 
 
 def test_all_fields_right() -> None:
