@@ -159,12 +159,18 @@ def _owner_gone(cgroup: Path) -> bool:
 
 
 def _owner(pid: int) -> str:
-    """Process id, time of birth and PID namespace: no other process is ever called so. See proc_pid_stat(5)."""
+    """Process id, time of birth and PID namespace: no other process is ever called so."""
+    birth = born(pid)
+    return f"{pid} {birth} {_pid_namespace()}" if birth else ""
+
+
+def born(pid: int) -> str:
+    """When a process was born, in clock ticks since the machine was (proc_pid_stat(5)); empty where it is no more."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return f"{pid} {fields[19]} {_pid_namespace()}" if fields[0] not in "ZX" else ""
+    return fields[19] if fields[0] not in "ZX" else ""
 
 
 def _pid_namespace() -> str:

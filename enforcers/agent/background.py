@@ -44,18 +44,22 @@ def hold(lock: int) -> None:
 
 def _be(serve: Callable[[Callable[[], None]], None], log: str, refusal: type[Exception], report: int) -> None:
     """In the grandchild: never returns."""
-    def ready() -> None:
-        os.write(report, f"{OK}\n".encode())
-        os.close(report)
+    open_reports = [report]
+
+    def tell(word: object) -> None:
+        """Once: the number is another file's afterwards."""
+        if open_reports:
+            os.write(report, f"{word}\n".encode())
+            os.close(open_reports.pop())
 
     status = 1
     try:
         _leave_caller(log, report)
-        serve(ready)
+        serve(lambda: tell(OK))
         status = 0
     except (refusal, OSError) as err:
         try:  # noqa: SIM105 (contextlib is larger than all that this imports)
-            os.write(report, f"{err}\n".encode())
+            tell(err)
         except OSError:
             pass  # nobody listens any more: the log has it
         print(err, file=sys.stderr, flush=True)

@@ -58,7 +58,7 @@ class DockerTestbed(ServedTestbed):
         self._members = docker_pods.members(topology)
         self._hosts = {place: host for host, found in self._members.items() for place in found.values()}
         self._hosts |= {docker_specs.agent_name(host): host for host in topology.hosts}
-        self._first: dict[str, int] = {}  # of each host its first process, as the machine counts
+        self._first: dict[str, str] = {}  # of each host its first process, as the machine counts, and its birth
         (ENTRY_DIR / docker_left.MARK).write_text(engine.path)  # before anything is made: by this it is found again
         self._own.mkdir(mode=0o700)
         self._make_cgroups()
@@ -117,7 +117,7 @@ class DockerTestbed(ServedTestbed):
         """What a command at an enforcement point is told of it."""
         if point.kind == "port":
             return {PORT_VARIABLE: self.port_of(point)}
-        return {docker_specs.CONTAINER_VARIABLE: str(self._first[point.host])} if point.kind == "node" else {}
+        return {docker_specs.CONTAINER_VARIABLE: self._first[point.host]} if point.kind == "node" else {}
 
     def usage(self, memory: bool = True) -> Usage:
         """As of any testbed. What stands beside the hosts is an arm's daemon, and no host."""
@@ -210,7 +210,15 @@ class DockerTestbed(ServedTestbed):
             raise LabDownError(_said(err)) from None
         self._await_started({one.host: one.name for one in made})
         if docker_specs.NODE in self._places:
-            self._first = {one.host: self._client.api.inspect_container(one.name)["State"]["Pid"] for one in made}
+            self._first = {one.host: self._first_process(one.name) for one in made}
+
+    def _first_process(self, container: str) -> str:
+        """The number is another's once the container has ended; with the birth it is nobody else's."""
+        pid = int(self._client.api.inspect_container(container)["State"]["Pid"])
+        birth = runs.born(pid)
+        if not pid or not birth:
+            raise LabDownError(f"container {container} ended at once; docker logs {container} may say why")
+        return f"{pid}:{birth}"
 
     def _make_network(self, spec: NetworkSpec, internal: bool) -> None:
         """A bridge of the engine's. An internal one has no way out. Where the machine's firewall sees bridged packets

@@ -126,8 +126,9 @@ def making(directory: Path, kind: str, name: str) -> Iterator[None]:
     asked.touch(mode=0o600)
     try:
         yield
-    except Exception:  # an answer, too; whoever is interrupted has none yet
-        asked.unlink()
+    except Exception as err:
+        if getattr(err, "response", None) is not None:  # a refusal is an answer; who waited in vain has none yet
+            asked.unlink()
         raise
     asked.unlink()
 

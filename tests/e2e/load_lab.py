@@ -81,5 +81,5 @@ def in_place_of_the_service(testbed: Any, *argv: str) -> Iterator[Any]:
             yield server
         finally:
             testbed.run("web", ["kill", "-KILL", str(server.pid)])
-            server.wait(5.0)
+            server.wait(90.0)
             server.kill()

@@ -27,7 +27,7 @@ GOLDEN = {arm: gaps for arm, gaps in yaml.safe_load((ROOT / "tests/golden/three-
           if arm in ARMS}  # the others have tests of their own
 
 
-def labctl(*words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def labctl(*words: str, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "bench.cli", *words], cwd=ROOT, capture_output=True, text=True,
                           timeout=timeout_s, check=False)
 
@@ -161,15 +161,15 @@ def test_no_engine_is_one_line_and_status_3(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_lab_left_standing_on_containers_can_be_looked_into(engine: str, own_objects: dict[str, str]) -> None:
     before = everything(engine)
-    stood = labctl("up", "three-tier", "--backend", "docker", "--arm", "chokepoint", "--json", timeout_s=120)
+    stood = labctl("up", "three-tier", "--backend", "docker", "--arm", "chokepoint", "--json", timeout_s=400)
     assert stood.returncode == 0, stood.stderr
     lab = json.loads(stood.stdout)["id"]
     try:
-        done = labctl("exec", "db", "--lab", lab, "--user", "store", "--", "id", "-u", timeout_s=60)
+        done = labctl("exec", "db", "--lab", lab, "--user", "store", "--", "id", "-u", timeout_s=300)
         assert done.returncode == 0 and int(done.stdout) >= 20000, done.stderr
-        assert labctl("exec", "db", "--lab", lab, "--", "nosuch", timeout_s=60).returncode == 127
-        done = labctl("probe", "user-1/browser", "web-1", "80/tcp", "--lab", lab, "--expect", "allow", timeout_s=60)
+        assert labctl("exec", "db", "--lab", lab, "--", "nosuch", timeout_s=300).returncode == 127
+        done = labctl("probe", "user-1/browser", "web-1", "80/tcp", "--lab", lab, "--expect", "allow", timeout_s=300)
         assert done.returncode == 0, done.stderr
     finally:
-        assert labctl("down", lab, timeout_s=60).returncode == 0
+        assert labctl("down", lab, timeout_s=300).returncode == 0
     assert everything(engine) == before

@@ -32,21 +32,21 @@ def volumes(engine: str) -> set[str]:
 
 def test_each_container_has_an_agent_of_its_own_that_outlives_being_killed(engine: str) -> None:
     before = everything(engine), volumes(engine)
-    stood = labctl("up", "same-host", "--backend", "docker", "--arm", "agent-ebpf", "--json", timeout_s=120)
+    stood = labctl("up", "same-host", "--backend", "docker", "--arm", "agent-ebpf", "--json", timeout_s=400)
     assert stood.returncode == 0, stood.stderr
     lab = json.loads(stood.stdout)["id"]
 
     def answers(to: str, source: str) -> bool:
-        asked = labctl("probe", source, "app", "6379/tcp", "--lab", lab, "--expect", to, timeout_s=60)
+        asked = labctl("probe", source, "app", "6379/tcp", "--lab", lab, "--expect", to, timeout_s=300)
         return asked.returncode == 0
 
     def on_app(line: str) -> str:
-        done = labctl("exec", "app", "--lab", lab, "--", "sh", "-c", line, timeout_s=60)
+        done = labctl("exec", "app", "--lab", lab, "--", "sh", "-c", line, timeout_s=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     try:
-        said = json.loads(labctl("agent", "status", "--lab", lab, "--json", timeout_s=60).stdout)["hosts"]
+        said = json.loads(labctl("agent", "status", "--lab", lab, "--json", timeout_s=300).stdout)["hosts"]
         assert {name: one["agent"]["hosts"] for name, one in said.items()} == {"app": ["app"], "user": ["user"]}
         held = int(on_app("sed -n 's/CapBnd:\\t//p' /proc/self/status"), 16)
         least = docker_specs.capabilities(_NEEDED)
@@ -57,7 +57,7 @@ def test_each_container_has_an_agent_of_its_own_that_outlives_being_killed(engin
         on_app("rm /run/lab/bpf/agent-ebpf/link_*")
         assert answers("allow", "app/report"), "nothing enforces any more, so the refusal was the programs'"
     finally:
-        assert labctl("down", lab, timeout_s=60).returncode == 0
+        assert labctl("down", lab, timeout_s=300).returncode == 0
     assert (everything(engine), volumes(engine)) == before
 
 

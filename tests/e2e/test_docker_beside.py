@@ -72,14 +72,14 @@ class Standing:
     def __init__(self, engine: str, scenario: str, arm: str) -> None:
         import docker
 
-        stood = labctl("up", scenario, "--backend", "docker", "--arm", arm, "--json", timeout_s=120)
+        stood = labctl("up", scenario, "--backend", "docker", "--arm", arm, "--json", timeout_s=400)
         assert stood.returncode == 0, stood.stderr
         self.id = json.loads(stood.stdout)["id"]
         self.client = docker.DockerClient(base_url=f"unix://{engine}")
 
     def probes(self, source: str, target: str, service: str, expect: str) -> bool:
         return labctl("probe", source, target, service, "--lab", self.id, "--expect", expect,
-                      timeout_s=60).returncode == 0
+                      timeout_s=300).returncode == 0
 
     def container(self, name: str) -> Any:
         return self.client.containers.get(f"{self.id}{name}")
@@ -91,7 +91,7 @@ class Standing:
 
     def down(self) -> None:
         self.client.close()
-        assert labctl("down", self.id, timeout_s=60).returncode == 0
+        assert labctl("down", self.id, timeout_s=300).returncode == 0
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def watched(engine: str) -> Iterator[Standing]:
 
 def test_one_agent_on_the_machine_serves_every_container_and_outlives_being_killed(watched: Standing) -> None:
     lab = watched
-    said = json.loads(labctl("agent", "status", "--lab", lab.id, "--json", timeout_s=60).stdout)["hosts"]
+    said = json.loads(labctl("agent", "status", "--lab", lab.id, "--json", timeout_s=300).stdout)["hosts"]
     assert {name: one["agent"]["hosts"] for name, one in said.items()} == {
         "app": ["app", "user"], "user": ["app", "user"]}
     assert "agent.pyz" not in lab.inside("-app", "sh", "-c", "ls -R /run/host /opt")
@@ -146,7 +146,7 @@ def test_killed_amid_it_all_nothing_is_left_beside_the_containers(engine: str, t
     process = subprocess.Popen([sys.executable, "-m", "bench.cli", "run", "same-host", "--backend", "docker", "--arms",
                                 arm, "--results", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not _serves(engine):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)  # the engine tells nobody before it is asked

@@ -58,7 +58,7 @@ def test_the_gaps_are_those_derived_by_hand_on_either_backend(engine: str, tmp_p
 def test_each_process_has_a_file_system_of_its_own_and_one_network_with_the_others(engine: str) -> None:
     import docker
 
-    stood = labctl("up", "pod", "--backend", "docker", "--arm", "none", "--json", timeout_s=120)
+    stood = labctl("up", "pod", "--backend", "docker", "--arm", "none", "--json", timeout_s=400)
     assert stood.returncode == 0, stood.stderr
     lab = json.loads(stood.stdout)["id"]
     client = docker.DockerClient(base_url=f"unix://{engine}")
@@ -73,11 +73,11 @@ def test_each_process_has_a_file_system_of_its_own_and_one_network_with_the_othe
         granted = {process: client.containers.get(f"{lab}-shop.{process}").attrs["HostConfig"]["CapAdd"]
                    for process in ("proxy", "web")}
         assert not any({"NET_ADMIN", "SYS_ADMIN", "BPF"} & set(one) for one in granted.values()), granted
-        done = labctl("probe", "shop/metrics", "shop", "8080/tcp", "--lab", lab, "--expect", "allow", timeout_s=60)
+        done = labctl("probe", "shop/metrics", "shop", "8080/tcp", "--lab", lab, "--expect", "allow", timeout_s=300)
         assert done.returncode == 0, done.stderr
     finally:
         client.close()
-        assert labctl("down", lab, timeout_s=60).returncode == 0
+        assert labctl("down", lab, timeout_s=300).returncode == 0
 
 
 def test_a_real_program_beside_built_in_ones_is_told_from_them(engine: str, tmp_path: Path) -> None:

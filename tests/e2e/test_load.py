@@ -90,7 +90,7 @@ def _iperf_loss(testbed: Any) -> float:
                 break
         done = testbed.run("user", ["iperf3", "-u", "-c", address, "-p", "53", "-b", "1600000", "-l", "200", "-t", "1",
                                     "-J"])
-        server.wait(5.0)
+        server.wait(90.0)
         server.kill()
     return float(json.loads(done.stdout)["end"]["sum"]["lost_percent"]) / 100
 

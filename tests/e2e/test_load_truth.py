@@ -85,7 +85,7 @@ def test_what_noise_hides_is_no_verdict(differences: list[float], verdict: bool 
 
 
 def test_a_service_of_a_fifth_of_a_millisecond_reads_as_that() -> None:
-    found = call(HERE, "slow_service")
+    found = call(HERE, "slow_service", timeout_s=900)
     print(f"planted {DELAY_US} us; closed loop {np.round(found['loop'])}, open loop {np.round(found['locust'])}")
     print(f"locust's own statistics: {found['own']}")
     assert np.median(found["loop"]) == pytest.approx(DELAY_US, abs=30)
@@ -125,11 +125,11 @@ def test_a_stall_shows_from_the_intended_time() -> None:
     for _ in range(TRIES):
         found = call(HERE, "stalled")
         print(f"ours, us: {found['ours']}\nlocust's own, ms: {found['locust']}\n{found}")
-        assert found["visits"] == found["finished"] == RATE * SECONDS and not found["errors"]
-        assert found["ours"]["p99"] >= 1.6e6
         late = [reason for reason in found["invalid"] if "sent late" in reason]
         if not late:
             break
+    assert found["visits"] == found["finished"] == RATE * SECONDS and not found["errors"]
+    assert found["ours"]["p99"] >= 1.6e6
     # A generator that is late by itself adds its lateness, and its certificate says so: such a window has no figure.
     assert found["ours"]["p99"] <= 2.1e6 or late
     # What locust itself says of the very same requests: those that waited for a free user never waited at all.

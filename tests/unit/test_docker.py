@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import tarfile
 import threading
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import registry, testbeds
-from enforcers.agent.ebpf.daemon import place
+from enforcers.agent.ebpf.daemon import cli, place
 from lab import runs
 from lab.backends import docker_engine, docker_left, docker_pods, docker_specs
 from lab.backends.docker_specs import SERVE, START, ContainerSpec, capabilities, containers, networks
@@ -126,11 +127,26 @@ def test_a_port_is_found_by_the_mac_that_its_bridge_heard_there() -> None:
 
 
 def test_an_agent_of_the_machine_is_told_which_container_a_command_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(place.CONTAINER, "4711")
+    me = os.getpid()
+    monkeypatch.setenv(place.CONTAINER, f"{me}:{runs.born(me)}")
     found = place.Place("db", "/run/host/agent-ebpf-node/db")
+    assert found.container == me and not found.gone
     assert found.cgroup == place.CONTAINED and found.bpf == f"{place.PINS}/agent-ebpf" and not found.in_lab
     assert found.shared == place.Place("web-1", "/run/host/agent-ebpf-node/web-1").shared
-    assert found.ways == ("/proc/4711/root", "/proc/4711/root/proc", "/proc/4711/ns/net")
+    assert found.ways == (f"/proc/{me}/root", f"/proc/{me}/root/proc", f"/proc/{me}/ns/net")
+
+
+@pytest.mark.parametrize("first", [f"{os.getpid()}:1", "4194305:77", "0:", f"{os.getpid()}"])
+def test_a_container_that_is_gone_is_nobody_else(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                                                  tmp_path: Path, first: str) -> None:
+    """Its number may be another process's by now, whose network is none of ours."""
+    monkeypatch.setenv(place.CONTAINER, first)
+    monkeypatch.setattr(place, "_cgroup_root", lambda: str(tmp_path))
+    found = place.Place("db", "/run/host/agent-ebpf-node/db")
+    assert found.gone is (first != "0:") and found.ways == ("/", "/proc", "/proc/self/ns/net")
+    if found.gone:
+        assert cli.main(["start", "--host", "db", "--dir", "/run/host/agent-ebpf-node/db"]) == 1
+        assert capsys.readouterr().err == "agent start: db: its container has gone\n"
 
 
 def test_an_agent_of_a_container_attaches_to_its_own_host_s_control_group(
@@ -294,9 +310,18 @@ def test_what_a_dead_run_had_asked_for_is_waited_for(tmp_path: Path, monkeypatch
 def test_what_was_answered_is_not_waited_for(tmp_path: Path) -> None:
     with docker_left.making(tmp_path, "container", "app"):
         assert docker_left.coming(tmp_path) == ["container app"]
-    with pytest.raises(ValueError, match="taken"), docker_left.making(tmp_path, "image", "labctl/host:1"):
-        raise ValueError("taken")
+    with pytest.raises(RefusedError), docker_left.making(tmp_path, "image", "labctl/host:1"):
+        raise RefusedError
     assert docker_left.coming(tmp_path) == []
+    with pytest.raises(TimeoutError), docker_left.making(tmp_path, "image", "labctl/host:1"):
+        raise TimeoutError
+    assert docker_left.coming(tmp_path) == ["image labctl/host:1"], "the engine may still come to it"
+
+
+class RefusedError(OSError):
+    """As docker.errors.APIError: it has what the engine answered."""
+
+    response = "409 Conflict"
 
 
 def test_what_an_engine_refuses_to_remove_keeps_the_run_in_the_registry(

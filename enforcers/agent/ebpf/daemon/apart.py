@@ -25,7 +25,7 @@ class in_network:  # noqa: N801  # reads as what it is
         self._place, self._home = place, -1
 
     def __enter__(self) -> None:
-        if self._place.container:
+        if self._place.container and not self._place.gone:
             self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             _enter(self._place.ways[2], _NEWNET)
 

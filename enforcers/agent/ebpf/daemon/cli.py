@@ -70,6 +70,8 @@ def _parse(arguments: list[str]) -> tuple[str, str, str, list[str]] | None:
 
 
 def _run(command: str, place: Place, words: list[str]) -> None:
+    if place.gone and command != "stop":
+        raise AgentError(f"{place.host}: its container has gone")
     if command == "start":
         start(place)
     elif command == "stop":
@@ -151,12 +153,12 @@ def _guard(place: Place) -> list[str]:
 
 
 def _unguard(place: Place) -> None:
-    """In a lab the interfaces are ours; elsewhere others may have filters beside ours."""
+    """In a lab the interfaces are ours, also a container's; elsewhere others may have filters beside ours."""
     from lab.bpf import clsact
 
     interfaces = clsact.Interfaces()
     for number, _name in sockets.if_nameindex():
-        if place.in_lab:
+        if place.in_lab or place.contained:
             interfaces.clear(number)
         else:
             interfaces.detach(number, clsact.INGRESS)
@@ -168,8 +170,9 @@ def stop(place: Place) -> None:
     """Leave the agent, which ends with its last host. What a dead agent left goes as well; repeating is no mistake."""
     if not os.path.isdir(place.shared):
         return
-    with in_network(place):
-        _unguard(place)
+    if not place.gone:
+        with in_network(place):
+            _unguard(place)
     held = place.take("starting")
     try:
         if _answers(place):

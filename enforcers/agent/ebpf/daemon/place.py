@@ -20,7 +20,7 @@ from .lean import suppress
 
 LAB = "/run/labctl"  # lab.isolation.RUN_DIR
 CONTAINED, PINS = "/run/lab/cgroup", "/run/lab/bpf"  # lab.backends.docker_specs: the run's cgroup, a bpffs
-CONTAINER = "LABCTL_CONTAINER"  # a variable: the first process of the container that a command is about
+CONTAINER = "LABCTL_CONTAINER"  # a variable: the first process of the container that a command is about, and its birth
 ADOPTING = ("adopt_tasks", "adopt_listeners", "adopt_sockets")  # iterators, in the order that they need
 GOT = b"got\n"  # what was collected has arrived, and need not be kept
 
@@ -34,17 +34,21 @@ class Place:
 
     def __init__(self, host: str, directory: str) -> None:
         self.host, self.directory = host, os.path.abspath(directory)
-        self.container = int(os.environ.get(CONTAINER, "0"))  # 0: the host is where we are
+        first, _, birth = os.environ.get(CONTAINER, "0").partition(":")
+        self.container = int(first)  # 0: the host is where we are
+        self.gone = self.container > 0 and born(self.container) != birth  # and the number may be another's by now
         run = None if self.container else _lab_cgroup(host)
         self.in_lab = run is not None
         contained = CONTAINED if self.container else _contained(host)
         self.cgroup = run or contained or _cgroup_root()
+        self.contained = contained is not None
         self.shared = f"{LAB}/agent-ebpf" if self.in_lab else f"{self.directory}/own"
         if self.container:
             self.shared = f"{os.path.dirname(self.directory)}.own"
         # The host's root directory, its processes, its network.
-        self.ways = (f"/proc/{self.container}/root", f"/proc/{self.container}/root/proc",
-                     f"/proc/{self.container}/ns/net") if self.container else ("/", "/proc", "/proc/self/ns/net")
+        self.ways: tuple[str, ...] = ("/", "/proc", "/proc/self/ns/net")
+        if self.container and not self.gone:
+            self.ways = tuple(f"/proc/{self.container}/{way}" for way in ("root", "root/proc", "ns/net"))
         self.bpf = f"{LAB}/bpf/agent-ebpf" if self.in_lab else f"{PINS}/agent-ebpf" if contained else (
             "/sys/fs/bpf/labctl-agent")
         self.socket, self.lock = f"{self.shared}/sock", f"{self.shared}/lock"
@@ -70,6 +74,15 @@ class Place:
             os.close(handle)
             return None
         return handle
+
+
+def born(pid: int) -> str:
+    """When a process was born, in clock ticks since the machine was (proc_pid_stat(5)); empty where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def _lab_cgroup(host: str) -> str | None:
