@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 def child(body: Callable[[], int]) -> int:
@@ -25,6 +28,19 @@ def child(body: Callable[[], int]) -> int:
     except BaseException:  # the last frame of this process
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with what it printed written out, as far as anybody still reads it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
+def reader_gone() -> bool:
+    """Whether whoever read our standard output has left, as `head` does when it has seen enough."""
+    watch = select.poll()
+    watch.register(1, 0)
+    return any(events & select.POLLERR for _fd, events in watch.poll(0))

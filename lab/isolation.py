@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import runs, users
+from lab.forked import leave, reader_gone
 from lab.runs import Entry, Kind, remove_cgroup
 
 RUN_DIR = Path("/run/labctl")  # inside the run only: /run is a tmpfs of the run's own there
@@ -138,14 +139,15 @@ def _become_init(body: Callable[[], int], entry: Path, told: int) -> None:
     except KeyboardInterrupt:
         status = 130
     except OSError as err:
-        print(f"labctl: this machine refuses the run's private world: {err}", file=sys.stderr)
-        status = 3
+        if isinstance(err, BrokenPipeError) and reader_gone():
+            status = 128 + signal.SIGPIPE  # as of any program whose reader has seen enough
+        else:
+            print(f"labctl: this machine refuses the run's private world: {err}", file=sys.stderr)
+            status = 3
     except BaseException:  # the last frame of this process: report, then leave
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status)
 
 
 _interrupted = threading.Event()

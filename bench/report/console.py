@@ -15,8 +15,18 @@ def plain() -> bool:
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
+class _Console(Console):
+    """One that goes on in silence where whoever read it has seen enough: the exit status says the rest."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console for standard output, or standard error."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
-    return Console(stderr=stderr, highlight=False, width=width, color_system=None if plain() else "auto")
+    return _Console(stderr=stderr, highlight=False, width=width, color_system=None if plain() else "auto")

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from lab.backends import neighbours
@@ -137,8 +137,13 @@ def archive(plan: PointPlan) -> bytes:
 
 
 def command(plan: PointPlan) -> str:
-    """The one command that unpacks the archive from standard input and runs `up`. Every word is quoted."""
-    return " && ".join(["tar -xpf - -C / --no-same-owner", *(shlex.join(argv) for argv in plan.up)])
+    """The one command that unpacks the archive from standard input and runs `up`. Every word is quoted.
+
+    Directories are made first: ports share some, and of two GNU tars that make one at once, one gives up.
+    """
+    directories = sorted({str(PurePosixPath(path).parent) for path in plan.files})
+    made = [shlex.join(["mkdir", "-p", *directories])] if directories else []
+    return " && ".join([*made, "tar -xpf - -C / --no-same-owner", *(shlex.join(argv) for argv in plan.up)])
 
 
 def _play(testbed: ServedTestbed, deployment: Deployment) -> None:

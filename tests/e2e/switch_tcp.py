@@ -12,7 +12,7 @@ Case = Callable[[Wire], None]
 CASES: dict[str, Case] = {}
 PORTS = itertools.count(20000)  # each connection has one of its own
 PAYLOAD = b"x" * 100
-CLOSED_KEPT = 1024  # state.h
+CLOSED_KEPT = 256  # state.h
 
 
 def case(function: Case) -> Case:

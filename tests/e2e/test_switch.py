@@ -66,7 +66,7 @@ def test_a_full_table_forgets_what_is_least_missed_and_tells_of_it() -> None:
     assert found["flood"] == {"passed": connections + 65_535, "held": 65_536, "stands": True, "forgotten": True,
                               "fresh": True, "told": connections + 65_535 + 2 - 65_536}
     assert found["of_connections"] == {"refused": True, "counted": 1, "goes_on": True, "begins": True}
-    assert found["of_the_closed"] == {"refused": 2048, "kept": 1024, "the_newest": True, "told": 2048}
+    assert found["of_the_closed"] == {"refused": 512, "kept": 256, "the_newest": True, "told": 512}
     assert found["handed_over"] == {"tcp": 50, "udp": 1}, "each once, whenever the daemon was killed"
     assert found["abandoned"] == {"before": ["bpf", "in-force.1", "spool.1"], "after": ["bpf"]}
 

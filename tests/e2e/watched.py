@@ -147,7 +147,14 @@ class Watched:
             *([f"cgroup {run}"] if root and (root / run).exists() else []),
             *([f"registry entry {run}"] if (runs.registry() / run).exists() else []),
             *(f"namespace {one}" for one in self.namespaces_left()),
-            *(f"{name}: {set(now[name]) ^ set(self.before[name])}" for name in whole if now[name] != self.before[name])]
+            *(f"{name}: {odd}" for name in whole if (odd := self._differs(name, set(now[name]))))]
+
+    def _differs(self, name: str, now: set[str]) -> set[str]:
+        """What one of the machine's lists has otherwise than before; of what others end as well, what has come."""
+        before = set(self.before[name])
+        if name == "processes":
+            return now - before - children_of_others(before)
+        return now - before if name == "namespaces" else now ^ before
 
     def namespaces_left(self) -> set[str]:
         """Those that somebody is still in who was born before the last look at the run.
@@ -194,6 +201,22 @@ def descendants(ancestor: int) -> set[tuple[int, int]]:
     while more := {pid for pid, parent, _born, _state in everyone if parent in known} - known:
         known |= more
     return {(pid, born) for pid, _parent, born, _state in everyone if pid in known}
+
+
+def children_of_others(before: set[str]) -> set[str]:
+    """Processes that have come since, of parents that were there before: a shell beside us starts what it likes.
+
+    Not of the first process, which adopts what is left over, and not of ours.
+    """
+    parents = {pid: parent for pid, parent, _born, _state in processes()}
+    found = set()
+    for pid in parents:
+        one = pid
+        while one in parents and str(one) not in before:
+            one = parents[one]
+        if one != pid and one not in (0, 1, os.getpid()):
+            found.add(str(pid))
+    return found
 
 
 def mentioning(text: str) -> list[int]:

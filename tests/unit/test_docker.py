@@ -142,6 +142,7 @@ def test_a_container_that_is_gone_is_nobody_else(monkeypatch: pytest.MonkeyPatch
     """Its number may be another process's by now, whose network is none of ours."""
     monkeypatch.setenv(place.CONTAINER, first)
     monkeypatch.setattr(place, "_cgroup_root", lambda: str(tmp_path))
+    monkeypatch.setattr(os, "umask", lambda _mask: 0)  # the command sets that of its process, which here is ours
     found = place.Place("db", "/run/host/agent-ebpf-node/db")
     assert found.gone is (first != "0:") and found.ways == ("/", "/proc", "/proc/self/ns/net")
     if found.gone:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from lab import isolation
 from lab.isolation import finishing, heed_interrupt
+from tests.e2e.isolated import ROOT, needs_isolation
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -35,3 +38,26 @@ def test_a_swallowed_interrupt_is_heeded_at_the_next_step(monkeypatch: pytest.Mo
             heed_interrupt()
     finally:
         isolation._interrupted.clear()
+
+
+PRINTS = {
+    "a table": "from bench.report.console import console; console().print('x' * 10**6); done()",
+    "json in a run": "from lab.isolation import run_isolated; "
+                     "sys.exit(run_isolated(lambda me: print('x' * 10**6) or 0))",
+    "a table in a run": "from lab.isolation import run_isolated; from bench.report.console import console; "
+                        "sys.exit(run_isolated(lambda me: console().print('x' * 10**6) or 7))",
+}
+
+
+@pytest.mark.parametrize(("what", "status"), [
+    ("a table", 7), pytest.param("json in a run", 128 + signal.SIGPIPE, marks=needs_isolation),
+    pytest.param("a table in a run", 7, marks=needs_isolation)])
+def test_a_reader_that_has_seen_enough_is_no_error(what: str, status: int) -> None:
+    """As in `labctl run … | head`: no traceback, and the table's status is that of the run."""
+    program = f"import sys\ndone = lambda: sys.exit(7)\n{PRINTS[what]}"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (said, process.returncode) == ("", status)

@@ -7,7 +7,8 @@
 #include "policy.h"
 #include "tcp.h"
 
-enum { LOOKS = 8 }; /* into the openings, for one new flow */
+enum { LOOKS = 4096 }; /* into the openings, for one new flow: of a flood most are gone already; each is passed once */
+enum { TRIES = 4 }; /* another processor may take the room that was made */
 
 INLINE void tell(const struct key *key, struct flow *f)
 {
@@ -64,43 +65,60 @@ INLINE int dispensable(const struct key *key, const struct flow *f, __u64 now)
            f->side[1].state < OPEN;
 }
 
-/* Forget the oldest flow that may go. 0 where none of those looked at may. */
-CALLED int make_room(__u64 now)
+struct search {
+    __u64 now;
+    int found;
+};
+
+/* Look at the oldest opening that nobody looked at yet, and forget its flow if that may go. 1 ends the search. */
+static long look(__u32 step, struct search *search)
 {
+    (void)step;
     __u32 which = OPENED;
     __u32 *opened = map_lookup(&turns, &which);
     which = RECLAIMED;
     __u32 *reclaimed = map_lookup(&turns, &which);
     if (!opened || !reclaimed)
+        return 1;
+    __u32 last = *(volatile __u32 *)opened, at = *(volatile __u32 *)reclaimed;
+    if (last - at > OPENINGS)
+        at = last - OPENINGS; /* what was there has been written over */
+    if (at == last)
+        return 1;
+    *(volatile __u32 *)reclaimed = at + 1;
+    at %= OPENINGS;
+    struct key *place = map_lookup(&openings, &at);
+    if (!place)
+        return 1;
+    struct key key = *place;
+    struct flow *f = map_lookup(&flows, &key);
+    if (!f || !dispensable(&key, f, search->now))
         return 0;
-    for (int i = 0; i < LOOKS; i++) {
-        __u32 last = *(volatile __u32 *)opened, at = *(volatile __u32 *)reclaimed;
-        if (last - at > OPENINGS)
-            at = last - OPENINGS; /* what was there has been written over */
-        if (at == last)
-            return 0;
-        *(volatile __u32 *)reclaimed = at + 1;
-        at %= OPENINGS;
-        struct key *place = map_lookup(&openings, &at);
-        if (!place)
-            return 0;
-        struct key key = *place;
-        struct flow *f = map_lookup(&flows, &key);
-        if (f && dispensable(&key, f, now)) {
-            tell(&key, f);
-            map_delete(&flows, &key);
-            return 1;
-        }
-    }
-    return 0;
+    tell(&key, f);
+    map_delete(&flows, &key);
+    search->found = 1;
+    return 1;
+}
+
+/* Forget the oldest flow that may go. 0 where none of those looked at may. */
+CALLED int make_room(__u64 now)
+{
+    struct search search = {.now = now};
+    repeat(LOOKS, look, &search, 0);
+    return search.found;
 }
 
 /* Keep a new flow. 0, or -1 where there is no room for it and none could be made. */
-INLINE int keep(const struct key *key, const struct flow *fresh, __u64 now)
+CALLED int keep(const struct key *key, const struct flow *fresh, __u64 now)
 {
-    if (map_update(&flows, key, fresh, 0) && (!make_room(now) || map_update(&flows, key, fresh, 0)))
-        return -1;
-    note_opening(key);
-    return 0;
+    for (int i = 0; i < TRIES; i++) {
+        if (!map_update(&flows, key, fresh, 0)) {
+            note_opening(key);
+            return 0;
+        }
+        if (!make_room(now))
+            break;
+    }
+    return -1;
 }
 #endif

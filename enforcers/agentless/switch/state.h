@@ -5,7 +5,7 @@
 
 #define FLOWS 65536
 #define OPENINGS FLOWS /* remembered in the order they came: where room is sought for a new flow */
-#define CLOSED_KEPT 1024 /* closed flows that stay, for what is still under way: few, so that their memory stays near */
+#define CLOSED_KEPT 256 /* closed flows that stay, for what is still under way: few, so that their memory stays near */
 #define FRAGMENTED 4096
 #define RING_BYTES (4 << 20)
 #define PORTS 65536
