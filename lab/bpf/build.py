@@ -45,9 +45,13 @@ def _kept(source: Path, out_dir: Path | None, flags: tuple[str, ...], ending: st
         digest.update(path.read_bytes())
     name = f"{source.name.partition('.')[0]}-{digest.hexdigest()[:16]}{ending}"
     target = (out_dir or _place(source.parent)) / name
-    if not target.exists():
-        _compile(source, target, flags)
-    return target.read_bytes()
+    try:
+        if not target.exists():
+            _compile(source, target, flags)
+        return target.read_bytes()
+    except PermissionError as err:
+        raise BpfBuildError(f"{source.name}: {target.parent}: {err.strerror}; set HOME or XDG_CACHE_HOME to a "
+                            "directory of your own") from err
 
 
 def _included(source: Path) -> set[Path]:

@@ -53,7 +53,10 @@ def build(out_dir: Path | None = None, *, static: bool = False, library: bool = 
 
 def built() -> bool:
     """Whether `build` would find it compiled already, so that no compiler is needed."""
-    return (_place() / _name()).exists()
+    try:
+        return (_place() / _name()).exists()
+    except PermissionError:  # another's directory, which `build` tells in words
+        return False
 
 
 def _place() -> Path:
