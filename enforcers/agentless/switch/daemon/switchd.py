@@ -35,6 +35,7 @@ MAPS = ("ports", "tenants", "flows", "openings", "closings", "turns", "fragments
         "prefixes", "service_classes", "verdicts")
 PROGRAMS = ("from_host", "to_host")
 SPOOL_BYTES = 32 << 20
+_AT_ONCE = 16384  # records in a portion of the spool
 _INDEX = struct.Struct("=I")
 _LOOKUP = 1
 _MNT_DETACH = 2
@@ -110,9 +111,12 @@ class Switch:
         """Forget flows that have been silent for too long; those that nobody was told of are told now."""
         now, flows = time.clock_gettime_ns(time.CLOCK_MONOTONIC), self.maps["flows"]
         silent = [(key, value) for key, value in flows.items() if struct.unpack_from("=Q", value, 8)[0] < now]
-        records = (layout.record(key, value) for key, value in silent if not layout.seen(key, value).told)
-        if content := joined_ring(records):
-            self._spool.append(content)
+        records = [layout.record(key, value) for key, value in silent if not layout.seen(key, value).told]
+        try:
+            for at in range(0, len(records), _AT_ONCE):
+                self._spool.append(joined_ring(records[at : at + _AT_ONCE]))
+        except OSError:  # a full disk: they stay in the table, and are told again, rather than lost
+            return
         for key, _value in silent:
             flows.delete(key)
 
