@@ -14,7 +14,7 @@ from bench.report.summary import Arm
 from bench.selftest.intervals import STRICT, Interval, Outcome, against, difference, judged, share
 from bench.selftest.measure import Lab, Measured
 from lab.backends.base import Enforcement
-from lab.model import Flow, Service
+from lab.model import TRIED_AGAIN, Flow, Service
 
 # of lab.yaml
 ASKED, DATAGRAMS, LEAKED, SILENT, BROKEN, RULE = 7000, range(7100, 7150), 7200, 7300, 7400, "administer"
@@ -143,11 +143,12 @@ def loss(lab: Lab) -> Came:
 
 
 def _unanswered(lab: Lab, got: Measured) -> int:
-    """The attempts of the matrix at datagrams that may pass, and that failed."""
+    """The attempts of the matrix at datagrams that may pass, and that failed, those of the second look too."""
     asked = {(f.source, f.process, f.target, f.port)
              for f in lab.crossing(lambda f: lab.intended[f] and f.port in DATAGRAMS)}
-    return sum(truth.outcome != "OPEN" for truth in got.collected.records["loses datagrams"].matrix.truths
-               if (truth.source, truth.process, truth.target, truth.dport) in asked and truth.proto == "udp")
+    return sum(truth.outcome != "OPEN" for truth in got.collected.records["loses datagrams"].truths
+               if truth.kind in ("probe", TRIED_AGAIN)
+               and (truth.source, truth.process, truth.target, truth.dport) in asked and truth.proto == "udp")
 
 
 # --- telemetry ----------------------------------------------------------------------------------
