@@ -167,10 +167,15 @@ def _owner(pid: int) -> str:
 def born(pid: int) -> str:
     """When a process was born, in clock ticks since the machine was (proc_pid_stat(5)); empty where it is no more."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return birth(Path(f"/proc/{pid}/stat").read_text())
     except OSError:
         return ""
-    return fields[19] if fields[0] not in "ZX" else ""
+
+
+def birth(stat: str) -> str:
+    """The same of what its `stat` says; empty of the dead, and where nothing is said."""
+    fields = stat.rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] not in "ZX" else ""
 
 
 def _pid_namespace() -> str:

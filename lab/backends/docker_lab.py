@@ -210,12 +210,15 @@ class DockerTestbed(ServedTestbed):
             raise LabDownError(_said(err)) from None
         self._await_started({one.host: one.name for one in made})
         if docker_specs.NODE in self._places:
-            self._first = {one.host: self._first_process(one.name) for one in made}
+            self._first = {one.host: self._first_process(one.name) for one in made if one.host in self.topology.hosts}
 
     def _first_process(self, container: str) -> str:
-        """The number is another's once the container has ended; with the birth it is nobody else's."""
+        """The number is another's once the container has ended; with the birth it is nobody else's.
+
+        Who is born when is asked where the machine's processes are to be seen, which we do not.
+        """
         pid = int(self._client.api.inspect_container(container)["State"]["Pid"])
-        birth = runs.born(pid)
+        birth = runs.birth(self.run(docker_specs.NODE, ["cat", f"/proc/{pid}/stat"]).stdout.decode(errors="replace"))
         if not pid or not birth:
             raise LabDownError(f"container {container} ended at once; docker logs {container} may say why")
         return f"{pid}:{birth}"
