@@ -15,7 +15,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -150,17 +149,17 @@ def _become_init(body: Callable[[], int], entry: Path, told: int) -> None:
         leave(status)
 
 
-_interrupted = threading.Event()
+_interrupted: set[int] = set()  # signals that came; without a lock, on which a handler within a handler would wait
 
 
 def heed_interrupt() -> None:
     """Raise KeyboardInterrupt if one came earlier and was swallowed, as by a destructor. For use between steps."""
-    if _interrupted.is_set():
+    if _interrupted:
         raise KeyboardInterrupt
 
 
-def _interrupt(_signum: int, _frame: object) -> None:
-    _interrupted.set()
+def _interrupt(signum: int, _frame: object) -> None:
+    _interrupted.add(signum)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: teardown is under way
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt

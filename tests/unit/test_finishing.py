@@ -40,6 +40,36 @@ def test_a_swallowed_interrupt_is_heeded_at_the_next_step(monkeypatch: pytest.Mo
         isolation._interrupted.clear()
 
 
+FLOODED = """
+import os, signal, sys
+from lab import isolation
+
+me, sender = os.getpid(), os.fork()
+if sender == 0:
+    while os.getppid() == me:
+        os.kill(me, signal.SIGTERM)
+    os._exit(0)
+came = 0
+for _ in range(500):
+    try:
+        signal.signal(signal.SIGTERM, isolation._interrupt)
+        while True:
+            isolation.heed_interrupt()
+    except KeyboardInterrupt:
+        came += 1
+    isolation._interrupted.clear()
+os.kill(sender, signal.SIGKILL)
+print(came)
+"""
+
+
+def test_an_interrupt_within_an_interrupt_does_not_wait_for_it() -> None:
+    """A terminal's Ctrl-C reaches a run twice: from the terminal, and from the process that waits for it."""
+    done = subprocess.run([sys.executable, "-c", FLOODED], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          check=False)
+    assert done.stdout == "500\n", done.stderr[-2000:]
+
+
 PRINTS = {
     "a table": "from bench.report.console import console; console().print('x' * 10**6); done()",
     "json in a run": "from lab.isolation import run_isolated; "
