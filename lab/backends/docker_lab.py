@@ -136,9 +136,11 @@ class DockerTestbed(ServedTestbed):
         self._commands.close()
         self.services.close()
         self._listener.close()
-        for line in self._lines:
-            line.close()
-        docker_left.remove(self._engine.inside, self._run_id, docker_left.coming(ENTRY_DIR))
+        try:  # while they live: what ends by itself meanwhile makes the engine do two things at once
+            docker_left.remove(self._engine.inside, self._run_id, docker_left.coming(ENTRY_DIR))
+        finally:
+            for line in self._lines:
+                line.close()
         (ENTRY_DIR / docker_left.MARK).unlink(missing_ok=True)
         self._client.close()
 

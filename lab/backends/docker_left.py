@@ -11,15 +11,15 @@ import os
 import socket
 import time
 import urllib.parse
-from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 LABEL = "labctl.run"
 _AT_ONCE = 8
 _TIMEOUT_S = 60.0
 _COMING_S, _LOOK_S = 10.0, 0.05
+_REFUSED_S = 20.0  # an engine that is busy refuses what it does a moment later
 
 
 class EngineGoneError(RuntimeError):
@@ -35,18 +35,29 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self.host)
 
 
-def ask(engine: str, verb: str, path: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
-    """Status and body of one request to the engine whose unix socket is `engine`. Raises EngineGoneError."""
-    connection = UnixConnection(engine, timeout=timeout_s)
+def ask(engine: str, verb: str, path: str, timeout_s: float = _TIMEOUT_S, body: object = None) -> tuple[int, bytes]:
+    """Status and body of one request to the engine whose unix socket is `engine`; `body` goes as JSON. Raises
+    EngineGoneError."""
+    return _ask_all(engine, verb, [path], timeout_s, body)[0]
+
+
+def _ask_all(engine: str, verb: str, paths: Sequence[str], timeout_s: float = _TIMEOUT_S,
+             body: object = None) -> list[tuple[int, bytes]]:
+    """As `ask`, for several that the engine carries out at once. Without threads: whoever has left its process
+    namespace, as the parent of a run has, gets none from the kernel."""
+    headers = {"Host": "docker", "Content-Type": "application/json"}
     try:
-        connection.request(verb, path, headers={"Host": "docker"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        with ExitStack() as closing:
+            connections = []
+            for path in paths:
+                connections.append(UnixConnection(engine, timeout=timeout_s))
+                closing.callback(connections[-1].close)
+                connections[-1].request(verb, path, None if body is None else json.dumps(body), headers)
+            answers = (connection.getresponse() for connection in connections)
+            return [(answer.status, answer.read()) for answer in answers]
     except (OSError, http.client.HTTPException) as err:
         said = os.strerror(err.errno) if isinstance(err, OSError) and err.errno else str(err) or type(err).__name__
         raise EngineGoneError(f"the Docker engine at {engine} does not answer ({said})") from None
-    finally:
-        connection.close()
 
 
 def left(engine: str, run_id: str) -> list[str]:
@@ -64,25 +75,54 @@ def remove(engine: str, run_id: str, coming: Collection[str] = ()) -> None:
     while True:
         found = list(_objects(engine, run_id))
         awaited -= {f"{kind} {name}" for kind, _path, name in found}
-        _remove(engine, found)
+        _remove(engine, run_id, found)
         if not awaited or time.monotonic() > deadline:
             return
         time.sleep(_LOOK_S)  # the engine tells of what it makes, but not to who comes later
 
 
-def _remove(engine: str, found: Collection[tuple[str, str, str]]) -> None:
+def _remove(engine: str, run_id: str, found: Collection[tuple[str, str, str]]) -> None:
     for kind in ("container", "network", "image"):  # each is in use by those before it
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda path: _delete(engine, path), [path for of, path, _name in found if of == kind]))
+        paths, deadline = [path for of, path, _name in found if of == kind], time.monotonic() + _REFUSED_S
+        while paths := [path for at in range(0, len(paths), _AT_ONCE) for path in
+                        _refused(engine, paths[at:at + _AT_ONCE], last=time.monotonic() > deadline)]:
+            if kind == "network":
+                _release(engine, run_id, paths)
+            time.sleep(_LOOK_S)
 
 
-def _delete(engine: str, path: str) -> None:
-    status, body = ask(engine, "DELETE", path)
-    if status == 409 and b"already in progress" in body:  # somebody else is removing it: it is gone when that is done
-        status, body = ask(engine, "POST", path.partition("?")[0] + "/wait?condition=removed")
-    if status >= 300 and status != 404:
-        said = body.decode(errors="replace").strip()
-        raise EngineGoneError(f"the Docker engine at {engine} does not remove {path} ({status}: {said})")
+def _refused(engine: str, paths: Sequence[str], last: bool) -> list[str]:
+    """Delete these, and return those that the engine will not have gone yet; if it is the `last` time, raise
+    EngineGoneError instead, with what the engine said of the first."""
+    refused = {}
+    for path, answer in zip(paths, _ask_all(engine, "DELETE", paths), strict=True):
+        status, body = answer
+        if status == 409 and b"already in progress" in body:  # somebody else is removing it: wait until that is done
+            status, body = ask(engine, "POST", path.partition("?")[0] + "/wait?condition=removed")
+        if status >= 300 and status != 404:
+            refused[path] = f"{path} ({status}: {body.decode(errors='replace').strip()})"
+    if refused and last:
+        path, said = next(iter(refused.items()))
+        leave = [f"; docker network disconnect {path.rpartition('/')[2][:12]} {name}" for name in _ends(engine, path)]
+        raise EngineGoneError(f"the Docker engine at {engine} does not remove {said}{''.join(leave)}")
+    return list(refused)
+
+
+def _release(engine: str, run_id: str, networks: Sequence[str]) -> None:
+    """Have the engine forget the ends of the run's containers in these networks: it may count them when they are gone
+    ("has active endpoints"; seen once, with 50 containers on a busy machine). Ends of anybody else's stay."""
+    for path in networks:
+        for name in _ends(engine, path):
+            if name.startswith(f"{run_id}-"):
+                ask(engine, "POST", f"{path}/disconnect", body={"Container": name, "Force": True})
+
+
+def _ends(engine: str, path: str) -> list[str]:
+    """Names of the containers that the engine counts in a network; none in anything else."""
+    if not path.startswith("/networks/"):
+        return []
+    status, body = ask(engine, "GET", path)
+    return [end["Name"] for end in (json.loads(body).get("Containers") or {}).values()] if status == 200 else []
 
 
 def _objects(engine: str, run_id: str) -> Iterator[tuple[str, str, str]]:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -223,15 +225,22 @@ class Engine:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.refuses: set[str] = set()
+        self.ends: dict[str, dict[str, str]] = {}  # of networks: name of a container by the key that the engine tells
         self.held = {"containers": {"c1": "labctl-1", "c2": "labctl-2"}, "networks": {"n1": "labctl-1", "n2": ""},
                      "images": {"i1": "labctl-1"}}
 
-    def answer(self, verb: str, path: str) -> tuple[int, object]:
+    def answer(self, verb: str, path: str, body: bytes = b"") -> tuple[int, object]:
         self.asked.append(f"{verb} {path}")
+        if path.endswith("/disconnect"):
+            network, ended = self.ends[path.split("/")[2]], json.loads(body)
+            self.ends[path.split("/")[2]] = {k: n for k, n in network.items() if n != ended["Container"]}
+            return 200, ""
         kind, what = path.lstrip("/").partition("?")[0].split("/", 1) if "/" in path[1:] else (path[1:], "")
         kind = kind.partition("?")[0]
         if path == "/_ping":
             return 200, "OK"
+        if verb == "GET" and "filters=" not in path:
+            return 200, {"Containers": {key: {"Name": name} for key, name in self.ends.get(what, {}).items()}}
         if verb == "GET":
             import urllib.parse
 
@@ -239,6 +248,8 @@ class Engine:
             return 200, [{"Id": i, "Name": i} for i, run in self.held[kind].items() if run == wanted]
         if what in self.refuses:
             return 500, {"message": "no"}
+        if self.ends.get(what):
+            return 403, {"message": f"network {what} has active endpoints"}
         return (200, "") if self.held[kind].pop(what, None) is not None else (404, "")
 
 
@@ -246,7 +257,8 @@ class Engine:
 def serving(path: Path, engine: Engine) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
-            status, body = engine.answer(self.command, self.path)
+            said = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, body = engine.answer(self.command, self.path, said)
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -289,6 +301,57 @@ def test_only_what_carries_the_run_s_label_goes(tmp_path: Path) -> None:
     assert kinds == ["containers", "networks", "images"]  # each is in use by those before it
 
 
+def test_what_an_engine_refuses_for_a_moment_is_asked_for_again(tmp_path: Path) -> None:
+    engine = Engine()
+    engine.refuses = {"c1"}
+    threading.Timer(0.3, engine.refuses.clear).start()
+    with serving(tmp_path / "s", engine) as path:
+        docker_left.remove(path, "labctl-1")
+    assert engine.held["containers"] == {"c2": "labctl-2"} and engine.held["networks"] == {"n2": ""}
+
+
+def test_ends_that_the_engine_counts_though_their_containers_are_gone_are_let_go(tmp_path: Path) -> None:
+    engine = Engine()
+    engine.ends["n1"] = {"ep-1": "labctl-1-web", "ep-2": "labctl-1-db"}
+    with serving(tmp_path / "s", engine) as path:
+        docker_left.remove(path, "labctl-1")
+    assert engine.held["networks"] == {"n2": ""}
+
+
+def test_a_container_of_the_user_s_own_in_the_run_s_network_stays_and_the_refusal_is_told(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_left, "_REFUSED_S", 0.2)
+    engine = Engine()
+    engine.ends["n1"] = {"9f": "mine", "ep-2": "labctl-12-web"}
+    with serving(tmp_path / "s", engine) as path, pytest.raises(docker_left.EngineGoneError) as caught:
+        docker_left.remove(path, "labctl-1")
+    assert engine.ends["n1"] == {"9f": "mine", "ep-2": "labctl-12-web"} and "n1" in engine.held["networks"]
+    assert "active endpoints" in str(caught.value) and "; docker network disconnect n1 mine" in str(caught.value)
+
+
+_ALONE = """
+import ctypes, sys, threading
+from lab.backends import docker_left
+assert ctypes.CDLL(None).unshare(0x10000000 | 0x20000000) == 0  # CLONE_NEWUSER, CLONE_NEWPID
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    docker_left.remove(sys.argv[1], "labctl-1")
+else:
+    sys.exit("threads start here, and the test shows nothing")
+"""
+
+
+def test_whoever_has_left_its_process_namespace_removes_it_too(tmp_path: Path) -> None:
+    """As the parent of a run has: the kernel gives it no threads any more."""
+    engine = Engine()
+    with serving(tmp_path / "s", engine) as path:
+        done = subprocess.run([sys.executable, "-c", _ALONE, path], cwd=ROOT, capture_output=True, text=True,
+                              timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert engine.held == {"containers": {"c2": "labctl-2"}, "networks": {"n2": ""}, "images": {}}
+
+
 def test_what_a_dead_run_had_asked_for_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine carries out what it was asked, also where nobody waits for the answer any more."""
     monkeypatch.setattr(docker_left, "_COMING_S", 20.0)
@@ -328,6 +391,7 @@ class RefusedError(OSError):
 def test_what_an_engine_refuses_to_remove_keeps_the_run_in_the_registry(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
+    monkeypatch.setattr(docker_left, "_REFUSED_S", 0.2)
     monkeypatch.setattr(runs, "registry", lambda: tmp_path / "registry")
     directory = tmp_path / "registry" / "labctl-00000001"
     directory.mkdir(parents=True)
