@@ -23,6 +23,7 @@ from lab.model import TRIED_AGAIN, Sighting, Topology, Truth
 FIELDS = ("flow", "process", "user", "bytes", "verdict")
 # Conntrack writes a flow's end up to two minutes late in its default set-up; arms that use it set timeouts of seconds.
 SLACK_S = 30.0
+CLOCK_S = 2e-6  # dialects tell whole microseconds
 HEADER_BYTES = 120  # the most that headers add to one packet: IPv6 40 + TCP 60, Ethernet 14 + VLAN 4, rounded up
 SEGMENT_BYTES = 1200  # payload per packet at the least on a path of MTU 1280 or more, when only bytes are known
 HANDSHAKE_PACKETS = 16  # SYN, FIN, ACKs and a few retransmissions of them
@@ -132,7 +133,7 @@ def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float
     unexplained = 0
     for sighting in sightings:
         key = (of.get(sighting.point, ""), *sighting_key(sighting))
-        at = _nearest(sighting.time, by_key.get(key, ()), starts.get(key), truths, slack_s, assigned)
+        at = _nearest(sighting, by_key.get(key, ()), starts.get(key), truths, slack_s, assigned)
         if at is None:
             unexplained += 1
         else:
@@ -140,19 +141,30 @@ def match(truths: Sequence[Truth], sightings: Iterable[Sighting], slack_s: float
     return [_judge(truth, assigned.get(i, ())) for i, truth in enumerate(truths)], unexplained
 
 
-def _nearest(time: float, indexes: Sequence[int], starts: Sequence[float] | None, truths: Sequence[Truth],
+def _nearest(sighting: Sighting, indexes: Sequence[int], starts: Sequence[float] | None, truths: Sequence[Truth],
              slack_s: float, assigned: Mapping[int, Sequence[Sighting]]) -> int | None:
     """Which truth (index) of one key is nearest; `starts`, in order, where there are several to search.
 
-    Echoes that were refused before they had an identifier share a key, and may overlap: of those that are as near, the
-    one that fewer sightings have gone to.
+    Echoes that were refused before they had an identifier share a key, and may overlap: nobody can tell by time which
+    of those that are as near it was. It is then of one whose process and user it names; else of one that fewer
+    sightings have gone to; else of the one that ended first, since the other may have one yet to come.
     """
     if starts is not None:
-        at = bisect_right(starts, time)
+        at = bisect_right(starts, sighting.time + CLOCK_S)
         indexes = indexes[max(0, at - _OVERLAPPING): at + 1]
-    best = indexes[0] if len(indexes) == 1 else min(
-        reversed(indexes), key=lambda i: (_distance(time, truths[i]), len(assigned.get(i, ()))), default=None)
-    return best if best is not None and _distance(time, truths[best]) <= slack_s else None
+
+    def apart(index: int) -> tuple[float, int, int, float]:
+        truth = truths[index]
+        distance = _distance(sighting.time, truth)
+        return (distance if distance > CLOCK_S else 0.0, _names_another(sighting, truth), len(assigned.get(index, ())),
+                truth.end)
+
+    best = indexes[0] if len(indexes) == 1 else min(indexes, key=apart, default=None)
+    return best if best is not None and _distance(sighting.time, truths[best]) <= slack_s else None
+
+
+def _names_another(sighting: Sighting, truth: Truth) -> int:
+    return (sighting.process not in (None, truth.path)) + (sighting.user not in (None, truth.user))
 
 
 def _distance(time: float, truth: Truth) -> float:
