@@ -61,7 +61,7 @@ def test_telemetry_is_lost_by_the_flow_and_by_the_seed() -> None:
     lines = [json.dumps({**record, "sport": 20000 + i // 2}).encode() for i in range(4000)]  # each flow is told twice
     told = [s.sport for s in Liar("liar", Lie(lose_telemetry=0.05)).sightings(ROUTER, lines)]
     assert all(told.count(sport) == 2 for sport in set(told[:100]))
-    assert 0.93 < len(told) / len(lines) < 0.97
+    assert len(told) == 0.95 * len(lines), "as many as planted, whatever ports the kernel gave"
     assert told != [s.sport for s in Liar("liar", Lie(lose_telemetry=0.05, seed=2)).sightings(ROUTER, lines)]
     assert len(list(Liar("liar", Lie()).sightings(ROUTER, lines))) == len(lines)
 
