@@ -152,19 +152,16 @@ def _nearest(sighting: Sighting, indexes: Sequence[int], starts: Sequence[float]
     if starts is not None:
         at = bisect_right(starts, sighting.time + CLOCK_S)
         indexes = indexes[max(0, at - _OVERLAPPING): at + 1]
-
-    def apart(index: int) -> tuple[float, int, int, float]:
-        truth = truths[index]
-        distance = _distance(sighting.time, truth)
-        return (distance if distance > CLOCK_S else 0.0, _names_another(sighting, truth), len(assigned.get(index, ())),
-                truth.end)
-
-    best = indexes[0] if len(indexes) == 1 else min(indexes, key=apart, default=None)
+    best = indexes[0] if len(indexes) == 1 else min(
+        reversed(indexes), key=lambda i: _apart(sighting, truths[i], len(assigned.get(i, ()))), default=None)
     return best if best is not None and _distance(sighting.time, truths[best]) <= slack_s else None
 
 
-def _names_another(sighting: Sighting, truth: Truth) -> int:
-    return (sighting.process not in (None, truth.path)) + (sighting.user not in (None, truth.user))
+def _apart(sighting: Sighting, truth: Truth, told: int) -> tuple[float, int, int, float]:
+    """How far the sighting is from a truth that so many sightings have gone to, as `_nearest` ranks them."""
+    distance = _distance(sighting.time, truth)
+    another = (sighting.process not in (None, truth.path)) + (sighting.user not in (None, truth.user))
+    return distance if distance > CLOCK_S else 0.0, another, told, truth.end
 
 
 def _distance(time: float, truth: Truth) -> float:

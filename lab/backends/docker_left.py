@@ -38,11 +38,11 @@ class UnixConnection(http.client.HTTPConnection):
 def ask(engine: str, verb: str, path: str, timeout_s: float = _TIMEOUT_S, body: object = None) -> tuple[int, bytes]:
     """Status and body of one request to the engine whose unix socket is `engine`; `body` goes as JSON. Raises
     EngineGoneError."""
-    return _ask_all(engine, verb, [path], timeout_s, body)[0]
+    return _ask_at_once(engine, verb, [path], timeout_s, body)[0]
 
 
-def _ask_all(engine: str, verb: str, paths: Sequence[str], timeout_s: float = _TIMEOUT_S,
-             body: object = None) -> list[tuple[int, bytes]]:
+def _ask_at_once(engine: str, verb: str, paths: Sequence[str], timeout_s: float = _TIMEOUT_S,
+                 body: object = None) -> list[tuple[int, bytes]]:
     """As `ask`, for several that the engine carries out at once. Without threads: whoever has left its process
     namespace, as the parent of a run has, gets none from the kernel."""
     headers = {"Host": "docker", "Content-Type": "application/json"}
@@ -84,28 +84,33 @@ def remove(engine: str, run_id: str, coming: Collection[str] = ()) -> None:
 def _remove(engine: str, run_id: str, found: Collection[tuple[str, str, str]]) -> None:
     for kind in ("container", "network", "image"):  # each is in use by those before it
         paths, deadline = [path for of, path, _name in found if of == kind], time.monotonic() + _REFUSED_S
-        while paths := [path for at in range(0, len(paths), _AT_ONCE) for path in
-                        _refused(engine, paths[at:at + _AT_ONCE], last=time.monotonic() > deadline)]:
+        while refused := _delete(engine, paths):
+            paths = list(refused)
+            if time.monotonic() > deadline:
+                raise _refusal(engine, kind, paths[0], refused[paths[0]])
             if kind == "network":
                 _release(engine, run_id, paths)
             time.sleep(_LOOK_S)
 
 
-def _refused(engine: str, paths: Sequence[str], last: bool) -> list[str]:
-    """Delete these, and return those that the engine will not have gone yet; if it is the `last` time, raise
-    EngineGoneError instead, with what the engine said of the first."""
+def _delete(engine: str, paths: Sequence[str]) -> dict[str, str]:
+    """Delete these; what the engine says, by path, of those that it does not delete now."""
     refused = {}
-    for path, answer in zip(paths, _ask_all(engine, "DELETE", paths), strict=True):
-        status, body = answer
-        if status == 409 and b"already in progress" in body:  # somebody else is removing it: wait until that is done
-            status, body = ask(engine, "POST", path.partition("?")[0] + "/wait?condition=removed")
-        if status >= 300 and status != 404:
-            refused[path] = f"{path} ({status}: {body.decode(errors='replace').strip()})"
-    if refused and last:
-        path, said = next(iter(refused.items()))
-        leave = [f"; docker network disconnect {path.rpartition('/')[2][:12]} {name}" for name in _ends(engine, path)]
-        raise EngineGoneError(f"the Docker engine at {engine} does not remove {said}{''.join(leave)}")
-    return list(refused)
+    for at in range(0, len(paths), _AT_ONCE):
+        some = paths[at:at + _AT_ONCE]
+        for path, answer in zip(some, _ask_at_once(engine, "DELETE", some), strict=True):
+            status, body = answer
+            if status == 409 and b"already in progress" in body:  # somebody else removes it: wait until that is done
+                status, body = ask(engine, "POST", path.partition("?")[0] + "/wait?condition=removed")
+            if status >= 300 and status != 404:
+                refused[path] = f"{status}: {body.decode(errors='replace').strip()}"
+    return refused
+
+
+def _refusal(engine: str, kind: str, path: str, said: str) -> EngineGoneError:
+    joined = _ends(engine, path) if kind == "network" else ()
+    leave = [f"; docker network disconnect {path.rpartition('/')[2][:12]} {name}" for name in joined]
+    return EngineGoneError(f"the Docker engine at {engine} does not remove {path} ({said}){''.join(leave)}")
 
 
 def _release(engine: str, run_id: str, networks: Sequence[str]) -> None:
@@ -117,11 +122,9 @@ def _release(engine: str, run_id: str, networks: Sequence[str]) -> None:
                 ask(engine, "POST", f"{path}/disconnect", body={"Container": name, "Force": True})
 
 
-def _ends(engine: str, path: str) -> list[str]:
-    """Names of the containers that the engine counts in a network; none in anything else."""
-    if not path.startswith("/networks/"):
-        return []
-    status, body = ask(engine, "GET", path)
+def _ends(engine: str, network: str) -> list[str]:
+    """Names of the containers that the engine counts in a network."""
+    status, body = ask(engine, "GET", network)
     return [end["Name"] for end in (json.loads(body).get("Containers") or {}).values()] if status == 200 else []
 
 
