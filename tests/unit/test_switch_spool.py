@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from enforcers.agentless.switch.daemon.spool import Spool
@@ -79,6 +79,7 @@ def full(path: Path) -> Iterator[None]:
         path.write_bytes(whole + b"\x04\0\0\0lo")
 
 
+@example([b"of each"] + [None, b"of each"] * 12)
 @given(st.lists(st.one_of(st.binary(max_size=64), st.none()), max_size=30))
 def test_nothing_is_lost_or_told_twice_however_often_it_is_killed(tmp_path_factory: object,
                                                                   steps: list[bytes | None]) -> None:

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LENGTH = struct.Struct("=I")
-_PARTS = 8  # files that make up the whole: the oldest goes where there is no room
+_PARTS = 8  # full files that make up the whole: the oldest goes where there is no room
 
 
 class Spool:
     """At most `most` bytes in `directory`, beside what else is there. `lost` counts bytes that had to go."""
 
     def __init__(self, directory: Path, most: int) -> None:
-        self._directory, self._part_bytes = directory, most // _PARTS
+        self._directory, self._most, self._part_bytes = directory, most, most // _PARTS
         self._parts = {int(path.suffix[1:]): path.stat().st_size for path in directory.glob("spool.*")}
         self._next = max(self._parts, default=0) + 1
         self._current = 0  # the number of the file that is written to; a dead daemon's is not gone on with
@@ -57,12 +57,13 @@ class Spool:
         self._current = 0
 
     def _begin(self) -> None:
-        self._current, self._next = self._next, self._next + 1
-        self._parts[self._current] = 0
-        while len(self._parts) > _PARTS:
+        """By bytes, not by files: daemons that are killed leave as many as they like."""
+        while sum(self._parts.values()) > self._most - self._part_bytes:
             oldest = min(self._parts)
             self.lost += self._parts.pop(oldest)
-            self._path(oldest).unlink()
+            self._path(oldest).unlink(missing_ok=True)
+        self._current, self._next = self._next, self._next + 1
+        self._parts[self._current] = 0
 
     def _path(self, number: int) -> Path:
         return self._directory / f"spool.{number}"
