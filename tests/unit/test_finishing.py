@@ -44,6 +44,7 @@ FLOODED = """
 import os, signal, sys
 from lab import isolation
 
+sys.setrecursionlimit(8000)  # in such a flood handlers may nest a thousand deep
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until we listen: the first may come before
 me, sender = os.getpid(), os.fork()
 if sender == 0:
